@@ -5,6 +5,9 @@
 
 use async_trait::async_trait;
 
+/// Subject of findings about delayed messages. `machinist queues` shows those of level error.
+pub const DELAYS: &str = "delays";
+
 /// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {

@@ -10,7 +10,7 @@ use lapin::{
 };
 use machinist_adapter::{
     broker::BrokerError,
-    diagnose::{Diagnose, Finding},
+    diagnose::{DELAYS, Diagnose, Finding},
 };
 use tokio::time::timeout;
 
@@ -135,15 +135,15 @@ impl AmqpBroker {
         let mut findings = Vec::new();
         let ladder = match self.read_ladder(&live).await {
             Ok(ladder) => ladder,
-            Err(error) => return vec![Finding::warning("delays", error_chain(&error), "")],
+            Err(error) => return vec![Finding::warning(DELAYS, error_chain(&error), "")],
         };
         let found = format!("{} messages in {} queues", ladder.delayed, ladder.queues);
         findings.push(if !ladder.missing.is_empty() {
             missing_levels(&ladder.missing)
         } else if ladder.delayed > MANY_DELAYED_MESSAGES {
-            Finding::warning("delays", found, "spread due times: a burst of 20,000 takes seconds to come due")
+            Finding::warning(DELAYS, found, "spread due times: a burst of 20,000 takes seconds to come due")
         } else {
-            Finding::good("delays", found)
+            Finding::good(DELAYS, found)
         });
         findings.extend(self.stuck_delays(&live, ladder.top).await);
         let mut reader = DepthReader::new(&self.settings, &self.missing, live);

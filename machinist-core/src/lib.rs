@@ -105,7 +105,7 @@ pub use live_limits::LimitInfo;
 #[cfg(feature = "task-log")]
 pub use log_scope::TaskLogLayer;
 pub use middleware::{Middleware, Next, PublishHook};
-pub use mirror::{Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState};
+pub use mirror::{Followed, Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState};
 pub use nearest::nearest;
 pub use parking::ParkedTask;
 pub use purge::{PurgeMode, PurgeReport};

@@ -32,6 +32,10 @@ pub trait Mirror: fmt::Debug + Send + Sync + 'static {
     /// Shows a recorded outcome, and returns the messages that follow the task in the other program. The worker publishes
     /// them, each confirmed, before it acknowledges the delivery.
     ///
+    /// A mirror that is about to write something by which the other program believes the task to be done with, such as a
+    /// flag, returns [`Followed::NeedsGuard`] unless the task is [`guarded`](MirroredTask::guarded). The worker publishes a
+    /// guard and asks again.
+    ///
     /// # Errors
     /// [`BackendError`]: the worker asks again, with pauses, until the process ends.
     ///
@@ -41,7 +45,7 @@ pub trait Mirror: fmt::Debug + Send + Sync + 'static {
         &self,
         task: &MirroredTask,
         outcome: MirroredOutcome<'_>,
-    ) -> Result<Vec<OwedMessage>, BackendError>;
+    ) -> Result<Followed, BackendError>;
 }
 
 /// Task of a queue with a mirror.
@@ -56,13 +60,25 @@ pub struct MirroredTask {
     pub message: Arc<Message>,
     /// Time of the state.
     pub at: Timestamp,
+    /// `true` if the message comes back to a worker of machinist when this one dies, and not to the other program.
+    pub guarded: bool,
 }
 
 impl MirroredTask {
-    /// Creates the task of a message, for tests of a mirror.
+    /// Creates the task of a message, guarded, for tests of a mirror.
     pub fn new(id: TaskId, name: TaskName, message: Arc<Message>, at: Timestamp) -> Self {
-        Self { id, name, message, at }
+        Self { id, name, message, at, guarded: true }
     }
+}
+
+/// Answer of a mirror to a recorded outcome.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Followed {
+    /// The outcome is shown. These messages follow the task.
+    Owes(Vec<OwedMessage>),
+    /// The task is not guarded, and must be before more is written.
+    NeedsGuard,
 }
 
 /// State of a task that has not ended.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use async_trait::async_trait;
 use machinist_backend_redis::RedisValues;
 use machinist_core::{
-    Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState, QueueName, TaskId,
+    Followed, Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState, QueueName, TaskId,
     backend::BackendError, broker::Message, clock::Timestamp,
 };
 
@@ -31,7 +31,7 @@ const REPLACE_TRIES: u32 = 16;
 ///
 /// A chord that a worker of machinist triggers carries its id in the record of the group (`TriggeredBy`), in the same
 /// write as `ChordTriggered`. A worker of machinist that takes over after a crash reads there that it owes the callback. A
-/// worker of Go that takes over does not: then the callback is lost.
+/// guard, which only workers of machinist get, is in the broker before that write.
 ///
 /// # Examples
 /// ```no_run
@@ -129,20 +129,20 @@ impl MachineryMirror {
 
     /// Returns the callback of the chord of a member that has succeeded, if all of its members have and nobody else has
     /// triggered it.
-    async fn chord(&self, member: &GoSignature, id: &str) -> Result<Option<GoSignature>, BackendError> {
-        let group = member.text("GroupUUID").unwrap_or_default();
-        let Ok(Some(callback)) = member.chord_callback() else { return Ok(None) };
+    async fn chord(&self, member: &GoSignature, task: &MirroredTask) -> Result<Chord, BackendError> {
+        let (id, group) = (task.id.as_str(), member.text("GroupUUID").unwrap_or_default());
+        let Ok(Some(callback)) = member.chord_callback() else { return Ok(Chord::NotOwed) };
         if group.is_empty() {
-            return Ok(None);
+            return Ok(Chord::NotOwed);
         }
         let count = member.number("GroupTaskCount").unwrap_or_default();
         let Some((_, meta)) = self.group(&group).await? else {
             tracing::error!(group, id, "the record of a group has expired: its chord is never triggered");
-            return Ok(None);
+            return Ok(Chord::NotOwed);
         };
         let owes = meta.is_triggered_by(id);
         if meta.triggered && !owes {
-            return Ok(None);
+            return Ok(Chord::NotOwed);
         }
         let members: Vec<&str> = meta.members.iter().map(String::as_str).collect();
         let states = self.values.read(&members).await?;
@@ -156,24 +156,27 @@ impl MachineryMirror {
                     "all members of a group have ended, and GroupTaskCount says another number: its chord is never triggered"
                 );
             }
-            return Ok(None);
+            return Ok(Chord::NotOwed);
+        }
+        if !owes && !task.guarded {
+            return Ok(Chord::NeedsGuard);
         }
         if !owes && !self.trigger(&group, id).await? {
-            return Ok(None);
+            return Ok(Chord::NotOwed);
         }
         if !ended.iter().all(|succeeded| *succeeded) {
-            return Ok(None);
+            return Ok(Chord::NotOwed);
         }
         let results = states.iter().map(|state| results_as_args(state.as_deref()?));
         let Some(results) = results.collect::<Option<Vec<_>>>() else {
             tracing::error!(group, id, "the state of a member of a group is gone: its chord has no results");
-            return Ok(None);
+            return Ok(Chord::NotOwed);
         };
         match after_chord(callback, &group, &results.concat(), &self.routing_key) {
-            Ok(callback) => Ok(Some(callback)),
+            Ok(callback) => Ok(Chord::Callback(callback)),
             Err(error) => {
                 tracing::error!(group, id, error, "the callback of a chord is wrong");
-                Ok(None)
+                Ok(Chord::NotOwed)
             }
         }
     }
@@ -231,7 +234,7 @@ impl Mirror for MachineryMirror {
         &self,
         task: &MirroredTask,
         outcome: MirroredOutcome<'_>,
-    ) -> Result<Vec<OwedMessage>, BackendError> {
+    ) -> Result<Followed, BackendError> {
         let parent = GoSignature::parse(&task.message.body).unwrap_or_else(|_| GoSignature::new());
         let mut callbacks = match outcome {
             MirroredOutcome::Success(results) => {
@@ -246,7 +249,7 @@ impl Mirror for MachineryMirror {
                 // Go sends the task again, which makes it PENDING.
                 self.put(&new_state(task, GoState::Retry)).await?;
                 self.put(&new_state(task, GoState::Pending)).await?;
-                return Ok(Vec::new());
+                return Ok(Followed::Owes(Vec::new()));
             }
         }
         .unwrap_or_else(|error| {
@@ -254,14 +257,27 @@ impl Mirror for MachineryMirror {
             Vec::new()
         });
         if matches!(outcome, MirroredOutcome::Success(_)) {
-            callbacks.extend(self.chord(&parent, task.id.as_str()).await?);
+            match self.chord(&parent, task).await? {
+                Chord::NotOwed => {}
+                Chord::Callback(callback) => callbacks.push(callback),
+                Chord::NeedsGuard => return Ok(Followed::NeedsGuard),
+            }
         }
         let mut owed = Vec::with_capacity(callbacks.len());
         for callback in &callbacks {
             owed.push(self.owed(callback, task.at).await?);
         }
-        Ok(owed)
+        Ok(Followed::Owes(owed))
     }
+}
+
+/// What a member that has succeeded owes to its chord.
+enum Chord {
+    /// Others have not ended, or somebody else has triggered it.
+    NotOwed,
+    Callback(GoSignature),
+    /// It is the one to trigger it, and its message might go to a worker of Go.
+    NeedsGuard,
 }
 
 fn new_state(task: &MirroredTask, state: GoState) -> NewState<'_> {

@@ -360,14 +360,24 @@ impl<L: FnMut(&str)> ErrorLines<'_, L> {
         let text = String::from_utf8_lossy(lines);
         let text = if text.contains('\r') { text.replace("\r\n", "\n").into() } else { text };
         let text = text.strip_suffix('\r').unwrap_or(&text);
-        (self.log)(text);
+        if text.split('\n').any(|line| line.len() > MAX_LINE_BYTES) {
+            let lines: Vec<&str> = text.split('\n').map(cut).collect();
+            (self.log)(&lines.join("\n"));
+        } else {
+            (self.log)(text);
+        }
         let first = self.last.len();
         for line in text.rsplit('\n').take(ERROR_LINES) {
-            let end = (0..=line.len().min(MAX_LINE_BYTES)).rev().find(|at| line.is_char_boundary(*at));
-            self.last.insert(first, line[..end.unwrap_or(0)].trim_end().to_owned());
+            self.last.insert(first, cut(line).trim_end().to_owned());
         }
         self.last.drain(..self.last.len().saturating_sub(ERROR_LINES));
     }
+}
+
+/// Cuts a line that is too long.
+fn cut(line: &str) -> &str {
+    let end = (0..=line.len().min(MAX_LINE_BYTES)).rev().find(|at| line.is_char_boundary(*at));
+    &line[..end.unwrap_or(0)]
 }
 
 #[cfg(test)]
@@ -399,6 +409,8 @@ mod tests {
         let (passed, last) = lines(&[b"\xff\xfe\n", &[b'x'; 1024 * 1024], &[b'x'; 1024 * 1024], b"\nend"]);
         assert_eq!((passed[0].as_str(), passed[2].as_str()), ("\u{fffd}\u{fffd}", "end"));
         assert_eq!((passed[1].len(), last[1].len()), (MAX_LINE_BYTES, MAX_LINE_BYTES));
+        let whole = [&[b'x'; 9000][..], b"\nend\n"].concat();
+        assert_eq!(lines(&[&whole]).0.iter().map(String::len).collect::<Vec<_>>(), [MAX_LINE_BYTES, 3]);
         let many: Vec<u8> = (0..100).flat_map(|n| format!("{n}\n").into_bytes()).collect();
         assert_eq!(lines(&[&many]).1, (90..100).map(|n| n.to_string()).collect::<Vec<_>>());
     }

@@ -123,7 +123,7 @@ fn a_long_log_is_cut_and_its_end_is_kept() {
     let _worker = folder.worker(&[]);
     let task = folder.outcome(&["talk"]);
     let log = task["log"].as_str().unwrap();
-    assert_eq!(log.lines().next().unwrap().len(), 4096, "{task}");
+    assert_eq!(log.lines().next().unwrap().len(), 4100, "{task}");
     assert!(log.ends_with("99\n100\n"), "{task}");
     assert_eq!(task["error"]["chain"][1].as_str().unwrap().lines().count(), 10);
 }

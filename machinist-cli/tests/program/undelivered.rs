@@ -39,4 +39,10 @@ fn a_delayed_task_whose_queue_is_gone_arrives_or_ends() {
     assert_eq!((&task["kind"], &task["code"]), (&json!("unroutable"), &json!(-202)), "{task}");
     assert!(task["error"]["message"].as_str().unwrap().contains("queue gone does not exist"), "{task}");
     worker.stop().ended(0);
+
+    // A missing level of the delays holds up what waits longer. Without workers, nobody makes it again.
+    let listed = private.services.rabbitmqctl(&["list_queues", "-q", "name"]).unwrap();
+    let level = listed.lines().find(|name| name.ends_with(".delay.0.1")).unwrap();
+    private.services.rabbitmqctl(&["delete_queue", level]).unwrap();
+    private.folder.run(&["queues"]).ended(0).reports(&[&format!("delays: {level} do not exist")]);
 }

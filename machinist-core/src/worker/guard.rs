@@ -45,6 +45,12 @@ impl WorkerContext {
         }
     }
 
+    /// Publishes a guard of a task that has ended and still owes messages. It comes back to a worker of machinist even if
+    /// the delivery goes to another program.
+    pub(super) async fn guard_debt(&self, envelope: &Envelope) -> Result<(), Unpublished> {
+        self.publish_guard(envelope, guard_delay(envelope.generation)).await.map(drop)
+    }
+
     /// Publishes a guard after half of the time for which the broker lets a delivery be held, and settles the delivery.
     pub(super) async fn guard_when_long(&self, active: &mut ActiveDelivery) {
         tokio::time::sleep(self.max_hold).await;

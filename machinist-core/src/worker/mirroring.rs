@@ -12,7 +12,7 @@ use crate::{
     broker::{Publish, Target},
     dead_letters::NewDeadLetter,
     delay::keep_for,
-    mirror::{Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState},
+    mirror::{Followed, Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState},
     record::{DeadReason, EndVerdict, FollowUp},
     wire::Envelope,
 };
@@ -29,7 +29,9 @@ impl WorkerContext {
         let mirror = self.app.0.rules.mirror(&envelope.queue)?;
         let message = Arc::clone(envelope.source.as_ref()?);
         let (id, name) = (envelope.id.clone(), envelope.name.clone());
-        Some((mirror, MirroredTask { id, name, message, at: self.now() }))
+        // A guard comes from a queue that only workers of machinist consume.
+        let guarded = envelope.generation > 0 || self.app.0.rules.guards_of(&envelope.queue).is_none();
+        Some((mirror, MirroredTask { id, name, message, at: self.now(), guarded }))
     }
 
     /// Shows a recorded outcome to the program that shares the queue, and publishes what follows the task there. Returns
@@ -43,16 +45,16 @@ impl WorkerContext {
         let Some((mirror, task)) = self.mirrored(envelope) else { return Ok(false) };
         let owed = match follow_up {
             FollowUp::Nothing => return Ok(false),
-            FollowUp::NextRun { .. } => self.shown(mirror, &task, MirroredOutcome::Retry).await?,
+            FollowUp::NextRun { .. } => self.shown(mirror, envelope, task, MirroredOutcome::Retry).await?,
             FollowUp::Ended { .. } | FollowUp::DeadLetter { .. } => {
                 self.calls.can_sign().await?;
                 match self.recorded_end(envelope, end).await?.end.verdict {
                     EndVerdict::Success { results } => {
-                        self.shown(mirror, &task, MirroredOutcome::Success(&results.0)).await?
+                        self.shown(mirror, envelope, task, MirroredOutcome::Success(&results.0)).await?
                     }
                     EndVerdict::Failure(failure) => {
                         let error = failure.error.chain.join(": ");
-                        self.shown(mirror, &task, MirroredOutcome::Failure(&error)).await?
+                        self.shown(mirror, envelope, task, MirroredOutcome::Failure(&error)).await?
                     }
                 }
             }
@@ -68,13 +70,21 @@ impl WorkerContext {
     async fn shown(
         &self,
         mirror: &Arc<dyn Mirror>,
-        task: &MirroredTask,
+        envelope: &Envelope,
+        mut task: MirroredTask,
         outcome: MirroredOutcome<'_>,
-    ) -> Result<Vec<OwedMessage>, Unanswered> {
+    ) -> Result<Vec<OwedMessage>, Unpublished> {
         let mut tries = 0;
         loop {
-            let error = match mirror.follow(task, outcome).await {
-                Ok(owed) => return Ok(owed),
+            let error = match mirror.follow(&task, outcome).await {
+                Ok(Followed::Owes(owed)) => return Ok(owed),
+                // Confirmed before the mirror goes on: from here on, the debt is the guard's too.
+                Ok(Followed::NeedsGuard) if !task.guarded => {
+                    self.guard_debt(envelope).await?;
+                    task.guarded = true;
+                    continue;
+                }
+                Ok(Followed::NeedsGuard) => "the mirror asks for a guard that is there".to_owned(),
                 Err(error) => machinist_adapter::error::chain(&error).join(": "),
             };
             if let Some(suppressed) = self.app.0.log_lines.due("mirror", &error) {
@@ -82,7 +92,7 @@ impl WorkerContext {
             }
             tokio::select! {
                 () = pause(tries) => tries += 1,
-                () = self.stages.reached_leave() => return Err(Unanswered::Leaving),
+                () = self.stages.reached_leave() => return Err(Unanswered::Leaving.into()),
             }
         }
     }

@@ -185,7 +185,7 @@ fn handlers() -> HashMap<&'static str, Handler> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chains_of_a_mixed_fleet_end_while_our_workers_are_killed() {
+async fn a_mixed_fleet_loses_nothing_while_our_workers_are_killed() {
     let Some(fleet) = Fleet::new("[\"add\", \"multiply\", \"flaky\"]").await else { return };
     let go = &fleet.go;
     let theirs = tokio::spawn(go.clone().work(handlers()));
@@ -201,6 +201,12 @@ async fn chains_of_a_mixed_fleet_end_while_our_workers_are_killed() {
             chain["OnSuccess"] = json!([end]);
             go.send(chain).await;
             ends.push((last, 2 * (n + round)));
+            let callback = fresh("chord");
+            let mut sum = signature("add", &[int(n)]);
+            sum["UUID"] = callback.as_str().into();
+            let members = (1..=3).map(|n| signature("multiply", &[int(n), int(n)])).collect();
+            go.send_group(members, Some(sum)).await;
+            ends.push((callback, n + 14));
         }
         let mut retried = signature("flaky", &[]);
         retried["RetryCount"] = 3.into();
