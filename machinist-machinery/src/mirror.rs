@@ -271,12 +271,12 @@ impl Mirror for MachineryMirror {
     }
 }
 
-/// What a member that has succeeded owes to its chord.
+/// Debt of a member that has succeeded to its chord.
 enum Chord {
     /// Others have not ended, or somebody else has triggered it.
     NotOwed,
     Callback(GoSignature),
-    /// It is the one to trigger it, and its message might go to a worker of Go.
+    /// The callback, once a guard is there: this member triggers the chord, and its message might go to a worker of Go.
     NeedsGuard,
 }
 
