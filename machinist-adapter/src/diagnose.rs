@@ -5,9 +5,6 @@
 
 use async_trait::async_trait;
 
-/// Subject of findings about delayed messages. `machinist queues` shows those of level error.
-pub const DELAYS: &str = "delays";
-
 /// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -61,4 +58,13 @@ pub trait Diagnose {
     /// # Cancel safety
     /// Safe: it leaves nothing behind.
     async fn diagnose(&self) -> Vec<Finding>;
+
+    /// Reports only how the server keeps delayed messages, for `machinist queues`. Writes nothing. Returns nothing where the
+    /// server cannot be asked, or keeps no such messages.
+    ///
+    /// # Cancel safety
+    /// Safe: it only looks.
+    async fn diagnose_delays(&self) -> Vec<Finding> {
+        Vec::new()
+    }
 }

@@ -10,7 +10,7 @@ use lapin::{
 };
 use machinist_adapter::{
     broker::BrokerError,
-    diagnose::{DELAYS, Diagnose, Finding},
+    diagnose::{Diagnose, Finding},
 };
 use tokio::time::timeout;
 
@@ -22,6 +22,7 @@ use crate::{
     options::TopologyMode,
     supervisor::{LiveConnection, PublishAvailability},
     upkeep::missing_levels,
+    upkeep_state::LadderReading,
 };
 
 /// Minimum version of RabbitMQ, as major and minor: the first whose quorum queues dead-letter at least once.
@@ -37,11 +38,7 @@ impl Diagnose for AmqpBroker {
     }
 
     async fn diagnose(&self) -> Vec<Finding> {
-        let reached = async {
-            let consuming = self.consuming().await?;
-            consuming.current_in_time().await
-        };
-        let live = match reached.await {
+        let live = match self.reached().await {
             Ok(live) => live,
             Err(error) => {
                 let remedy = match error {
@@ -70,9 +67,21 @@ impl Diagnose for AmqpBroker {
         findings.extend(self.depths(live).await);
         findings
     }
+
+    async fn diagnose_delays(&self) -> Vec<Finding> {
+        let Ok(live) = self.reached().await else { return Vec::new() };
+        match self.read_ladder(&live).await {
+            Ok(ladder) => self.delays(&live, ladder).await,
+            Err(_) => Vec::new(),
+        }
+    }
 }
 
 impl AmqpBroker {
+    async fn reached(&self) -> Result<Arc<LiveConnection>, BrokerError> {
+        self.consuming().await?.current_in_time().await
+    }
+
     /// Reads the broker's version. The client library does not expose it, so the broker is asked on a separate
     /// connection, which goes no further.
     async fn version(&self, live: &LiveConnection) -> Finding {
@@ -130,22 +139,27 @@ impl AmqpBroker {
         }
     }
 
-    /// Counts the messages on the ladder, and those that came due for queues that are gone.
-    async fn depths(&self, live: Arc<LiveConnection>) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        let ladder = match self.read_ladder(&live).await {
-            Ok(ladder) => ladder,
-            Err(error) => return vec![Finding::warning(DELAYS, error_chain(&error), "")],
-        };
+    /// Reports on the ladder: its messages, and the queues that are missing or let nothing through.
+    async fn delays(&self, live: &LiveConnection, ladder: LadderReading) -> Vec<Finding> {
         let found = format!("{} messages in {} queues", ladder.delayed, ladder.queues);
-        findings.push(if !ladder.missing.is_empty() {
+        let mut findings = vec![if !ladder.missing.is_empty() {
             missing_levels(&ladder.missing)
         } else if ladder.delayed > MANY_DELAYED_MESSAGES {
-            Finding::warning(DELAYS, found, "spread due times: a burst of 20,000 takes seconds to come due")
+            Finding::warning("delays", found, "spread due times: a burst of 20,000 takes seconds to come due")
         } else {
-            Finding::good(DELAYS, found)
-        });
-        findings.extend(self.stuck_delays(&live, ladder.top).await);
+            Finding::good("delays", found)
+        }];
+        findings.extend(self.stuck_delays(live, ladder.top).await);
+        findings
+    }
+
+    /// Counts the messages on the ladder, and those that came due for queues that are gone.
+    async fn depths(&self, live: Arc<LiveConnection>) -> Vec<Finding> {
+        let ladder = match self.read_ladder(&live).await {
+            Ok(ladder) => ladder,
+            Err(error) => return vec![Finding::warning("delays", error_chain(&error), "")],
+        };
+        let mut findings = self.delays(&live, ladder).await;
         let mut reader = DepthReader::new(&self.settings, &self.missing, live);
         match reader.read(&self.settings.topology.undelivered()).await {
             Ok(Some(found)) if found.ready > 0 => findings.push(Finding::warning(

@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use machinist_adapter::diagnose::{DELAYS, Finding};
+use machinist_adapter::diagnose::Finding;
 use serde_json::Value;
 
 use crate::{
@@ -81,7 +81,7 @@ fn judge(first: &HashMap<String, u64>, second: &HashMap<String, u64>) -> Option<
         more => format!(", and {more} more queues hold such messages"),
     };
     Some(Finding::error(
-        DELAYS,
+        "delays",
         format!("{} whose time is over{more}: the broker does not move them on", named.join(", ")),
         "start the nodes of the cluster that are away; RabbitMQ before 3.12 waits for them. Workers publish overdue tasks \
          again from their records",

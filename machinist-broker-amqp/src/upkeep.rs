@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use machinist_adapter::{
     broker::BrokerError,
-    diagnose::{DELAYS, Finding, Level},
+    diagnose::{Finding, Level},
 };
 use serde_json::Value;
 use tokio::time::Instant;
@@ -39,7 +39,7 @@ impl AmqpBroker {
         if !ladder.missing.is_empty() {
             findings.push(match self.settings.topology_mode {
                 TopologyMode::Declare => Finding::warning(
-                    DELAYS,
+                    "delays",
                     format!("{} did not exist, and held up longer delays", ladder.missing.join(", ")),
                     "it was created again; find out who deletes it",
                 ),
@@ -126,7 +126,7 @@ impl AmqpBroker {
 /// Finding about queues of the ladder that are missing.
 pub(crate) fn missing_levels(missing: &[String]) -> Finding {
     Finding::error(
-        DELAYS,
+        "delays",
         format!("{} do not exist, and hold up longer delays", missing.join(", ")),
         "run a worker with topology \"declare\", or create them: machinist queues --declare",
     )

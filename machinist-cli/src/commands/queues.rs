@@ -12,7 +12,7 @@ use machinist::{
     base_queue,
     broker::{QueueDeletion, QueueDepth},
     clock::Timestamp,
-    diagnose::{DELAYS, Finding, Level},
+    diagnose::{Finding, Level},
     nearest,
     settings::Settings,
 };
@@ -96,9 +96,9 @@ async fn list(declare: bool, settings: &Settings, json: bool) -> Result<Code, Cl
 
 /// Notes what holds delayed tasks up: they are in no queue of the list. A broker that does not tell in time is not waited for.
 async fn note_delays(app: &App) {
-    let Ok(findings) = timeout(DELAYS_TIMEOUT, app.broker().diagnose()).await else { return };
+    let Ok(findings) = timeout(DELAYS_TIMEOUT, app.broker().diagnose_delays()).await else { return };
     for Finding { level, subject, found, remedy } in findings {
-        if level == Level::Error && subject == DELAYS {
+        if level == Level::Error {
             output::note(&format!("machinist: {subject}: {found} ({remedy})"));
         }
     }

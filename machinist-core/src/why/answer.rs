@@ -9,9 +9,8 @@ use super::{
     spent::{TimeSpent, time_spent},
 };
 use crate::{
-    affinity::TagQueue,
+    affinity::{TagQueue, base_queue},
     fleet::WorkerInfo,
-    id::QueueName,
     nearest::nearest,
     record::{FailureKind, PresenceState, Record, TaskState},
 };
@@ -320,16 +319,15 @@ fn of_queue_for(reason: WhyReason, queue: &QueueSituation, task: Option<&str>, h
 /// Says which tags no worker has. The worker that lacks the fewest is named.
 fn of_missing_tags(queue: &QueueSituation) -> Words {
     let name = queue.name.as_str();
-    let Some(required) = TagQueue::of(name) else { return Words::new("no worker takes it", "start one") };
-    let (base, tags) = (required.base, required.tags.join(", "));
+    let (Some(required), Some(base)) = (TagQueue::of(name), base_queue(&queue.name)) else {
+        return Words::new("no worker takes it", "start one");
+    };
+    let tags = required.tags.join(", ");
     let missing_of = |worker: &WorkerInfo| -> Vec<String> {
         required.missing(|tag| worker.tags.iter().any(|own| own == tag)).map(str::to_owned).collect()
     };
-    let base_name = QueueName::parse(base).ok();
-    let of_base = queue.workers.iter().filter(|worker| {
-        worker.state != PresenceState::Draining
-            && base_name.as_ref().is_some_and(|base| worker.takes_from(base))
-    });
+    let takes = |worker: &&WorkerInfo| worker.state != PresenceState::Draining && worker.takes_from(&base);
+    let of_base = queue.workers.iter().filter(takes);
     let nearest =
         of_base.map(|worker| (missing_of(worker), &worker.name)).min_by_key(|(missing, _)| missing.len());
     let sentence = match nearest {

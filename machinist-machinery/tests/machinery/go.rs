@@ -83,7 +83,7 @@ impl Go {
 
     pub(crate) async fn clean_up(&self) {
         for queue in [self.queue.clone(), format!("{}.dead", self.queue)] {
-            let _ = self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
+            self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
         }
     }
 
