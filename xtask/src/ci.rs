@@ -52,7 +52,7 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     }
     report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
     report.step("test", || test::run(workspace, interrupt, None, &[]));
-    report.step("chaos", || chaos::run(workspace, interrupt, None, &chaos_args));
+    report.step("chaos", || chaos::run_beside_tests(workspace, interrupt, &chaos_args));
     report.finish()
 }
 

@@ -91,7 +91,7 @@ fn cargo_test(workspace: &Workspace, interrupt: &Interrupt, args: &[String], at:
 }
 
 /// Doctests included: cargo runs them with the rest.
-fn cargo_args(args: &[String]) -> Vec<&str> {
+pub(crate) fn cargo_args(args: &[String]) -> Vec<&str> {
     let mut all = vec!["test", "--all-features", "--locked", "--no-fail-fast"];
     let names_packages =
         args.iter().any(|arg| arg == "-p" || arg.starts_with("--package") || arg == "--workspace");

@@ -5,6 +5,7 @@ mod backup;
 mod bulk;
 mod config;
 mod dead;
+mod delays;
 mod doctor;
 mod events;
 mod failures;

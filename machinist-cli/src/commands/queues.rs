@@ -12,14 +12,12 @@ use machinist::{
     base_queue,
     broker::{QueueDeletion, QueueDepth},
     clock::Timestamp,
-    diagnose::{Finding, Level},
     nearest,
     settings::Settings,
 };
 use serde::Serialize;
-use tokio::time::timeout;
 
-use super::{connect, connect_reader, question, queue_pause, refused};
+use super::{connect, connect_reader, delays, question, queue_pause, refused};
 use crate::{
     args::{QueuesArgs, QueuesCommand},
     exit::{CliError, Code},
@@ -28,9 +26,6 @@ use crate::{
 
 /// Maximum number of queue names that are read at once.
 const PAGE_NAMES: usize = 1000;
-
-/// Time for which the list waits for what the broker tells about delays. A queue that lets nothing through is looked at twice.
-const DELAYS_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Time for which a queue that no longer exists stays in the index after its last worker started.
 const FORGET_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -89,19 +84,9 @@ async fn list(declare: bool, settings: &Settings, json: bool) -> Result<Code, Cl
         output::table(&["queue", "ready", "consumers", "dead", "paused"], rows.map(cells))?;
     }
     refused::note(&app).await?;
-    note_delays(&app).await;
+    delays::note(&app).await;
     app.broker().close().await;
     Ok(Code::Success)
-}
-
-/// Notes what holds delayed tasks up: they are in no queue of the list. A broker that does not tell in time is not waited for.
-async fn note_delays(app: &App) {
-    let Ok(findings) = timeout(DELAYS_TIMEOUT, app.broker().diagnose_delays()).await else { return };
-    for Finding { level, subject, found, remedy } in findings {
-        if level == Level::Error {
-            output::note(&format!("machinist: {subject}: {found} ({remedy})"));
-        }
-    }
 }
 
 /// Returns the depth of a queue.

@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
-use machinist::{QueueName, ResultError, record::Record, settings::Settings};
+use machinist::{
+    QueueName, ResultError,
+    clock::Timestamp,
+    record::{Record, TaskState},
+    settings::Settings,
+};
 
-use super::{connect_reader, verifies, workflow};
+use super::{connect_reader, delays, verifies, workflow};
 use crate::{
     args::StatusArgs,
     args_view::arguments,
@@ -75,8 +80,18 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
             visible::one_line(&reason)
         ));
     }
+    if waits_past_its_time(&record, app.clock().now()) {
+        delays::note(&app).await;
+    }
     app.broker().close().await;
     Ok(Code::of(record.state))
+}
+
+/// Whether no worker has received it although its time has come: what holds it up may be the broker's delay queues.
+fn waits_past_its_time(record: &Record, now: Timestamp) -> bool {
+    matches!(record.state, TaskState::Pending | TaskState::Retry)
+        && record.parked.is_none()
+        && record.eta.is_some_and(|eta| eta <= now)
 }
 
 /// Prints a change in one line; in JSON one object per line.

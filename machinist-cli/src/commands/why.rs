@@ -2,7 +2,7 @@
 
 use machinist::{ConnectError, ResultError, Servers, Why, WhyClass, WhyReason, settings::Settings};
 
-use super::check_outlives_process;
+use super::{check_outlives_process, delays};
 use crate::{
     args::WhyArgs,
     exit::{CliError, Code, chain, connect_code},
@@ -19,6 +19,9 @@ pub(super) async fn run(args: &WhyArgs, settings: &Settings, json: bool) -> Resu
                 // INVARIANT: the syntax requires one of them.
                 (None, None) => return Err(CliError::new(Code::Usage, "name a task or --queue")),
             };
+            if why.reason == WhyReason::Overdue || why.also.contains(&WhyReason::Overdue) {
+                delays::note(&app).await;
+            }
             app.broker().close().await;
             why
         }

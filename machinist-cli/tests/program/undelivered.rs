@@ -43,6 +43,12 @@ fn a_delayed_task_whose_queue_is_gone_arrives_or_ends() {
     // A missing level of the delays holds up what waits longer. Without workers, nobody makes it again.
     let listed = private.services.rabbitmqctl(&["list_queues", "-q", "name"]).unwrap();
     let level = listed.lines().find(|name| name.ends_with(".delay.0.1")).unwrap();
+    let delayed = private.folder.send(&["add", "2", "3", "--countdown", "1s"]);
     private.services.rabbitmqctl(&["delete_queue", level]).unwrap();
-    private.folder.run(&["queues"]).ended(0).reports(&[&format!("delays: {level} do not exist")]);
+    let missing = format!("delays: {level} do not exist");
+    private.folder.run(&["queues"]).ended(0).reports(&[&missing]);
+    eventually("status says what holds a task up after its time", || {
+        let status = private.folder.run(&["status", &delayed, "--json"]).ended(2);
+        status.stderr.contains(&missing).then_some(())
+    });
 }
