@@ -87,7 +87,7 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
     Ok(Code::of(record.state))
 }
 
-/// Whether no worker has received it although its time has come: what holds it up may be the broker's delay queues.
+/// Returns whether no worker has received it although its time has come. The delay queues of the broker may hold it up.
 fn waits_past_its_time(record: &Record, now: Timestamp) -> bool {
     matches!(record.state, TaskState::Pending | TaskState::Retry)
         && record.parked.is_none()
