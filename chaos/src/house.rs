@@ -54,6 +54,8 @@ pub(crate) struct Setup {
     pub(crate) poison: Option<Kind>,
     /// Whether workers end themselves where they are told to.
     pub(crate) arrows: bool,
+    /// Number of periodic tasks and of shards that the workers take part in.
+    pub(crate) periodic: usize,
 }
 
 impl Setup {
@@ -67,6 +69,7 @@ impl Setup {
             load: true,
             poison: None,
             arrows: false,
+            periodic: 0,
         }
     }
 }
@@ -301,6 +304,9 @@ fn worker_args(servers: &Servers, dir: &Path, setup: Setup) -> Vec<String> {
     args.extend(
         setup.memory_mib.into_iter().flat_map(|limit| ["--memory-mib".to_owned(), limit.to_string()]),
     );
+    if setup.periodic > 0 {
+        args.extend(["--periodic".to_owned(), setup.periodic.to_string()]);
+    }
     if setup.arrows {
         args.push("--arrows".to_owned());
     }
@@ -384,6 +390,18 @@ impl Crew {
             let pid = oldest.pid();
             roster.dismissed.push(pid);
         }
+    }
+
+    /// Kills one of the workers, chosen at random. Returns its process id.
+    pub(crate) fn kill_any(&self) -> Option<u32> {
+        let mut roster = self.roster();
+        let living: Vec<_> =
+            roster.workers.iter().filter(|worker| !roster.dismissed.contains(&worker.pid())).collect();
+        let worker = living.get(rand::random_range(0..living.len().max(1)))?;
+        worker.signal(Signal::SIGKILL);
+        let pid = worker.pid();
+        roster.dismissed.push(pid);
+        Some(pid)
     }
 
     /// Sends a signal that does not end it to the worker that has lived longest.

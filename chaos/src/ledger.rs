@@ -8,6 +8,7 @@
 //! | `ok ID`, `rejected ID`, `unsent ID`, `unknown ID` | what a send answered |
 //! | `start ID ATTEMPT TOKEN WORKER` | a handler runs |
 //! | `cancelled ID ATTEMPT TOKEN WORKER` | it was told to end while it ran |
+//! | `hold SLOT EPOCH WORKER TIME` | a worker holds a slot of the fleet |
 //! | `effect ID ATTEMPT TOKEN WORKER` | it has done what it is for |
 //!
 //! The file holds them behind the milliseconds since the ledger began.

@@ -16,6 +16,7 @@ mod check;
 mod cluster;
 mod connect;
 mod deep;
+mod fleet;
 mod flows;
 mod house;
 mod ledger;

@@ -19,7 +19,7 @@ use xtask::{
 use crate::{
     arrow::{ARROWS, FLOW_ARROWS},
     check::{self, Book, Finals, Leniency, Tally},
-    cluster, flows,
+    cluster, fleet, flows,
     house::{CONCURRENCY, House, OTHER_QUEUE, Setup, WORKERS},
     load::Kind,
     size::Size,
@@ -102,6 +102,7 @@ scenarios! {
     FlowsRedis "flows-redis" "Redis is killed and started again while workflows run"
     FlowsFlush "flows-flush" "FLUSHALL while workflows run: what waits for lost results fails, and nothing waits for ever"
     FlowsArrows "flows-arrows" "workers end themselves at every arrow that only workflows pass"
+    FleetKill "fleet-kill" "workers that tick each second and hold slots are killed (SIGKILL) at random"
 }
 
 impl Scenario {
@@ -324,6 +325,9 @@ async fn run(
     if scenario.kills_workers_in_flows() {
         violations.extend(flows::judge_repeated(&ledger, &house.crew.gone()));
     }
+    if scenario == Scenario::FleetKill {
+        violations.extend(fleet::judge(&ledger));
+    }
     let book = Book::read(&ledger);
     let mut tally = check::judge(&book, &app, &house.direct, &mut finals, leniency).await?;
     violations.append(&mut tally.violations);
@@ -378,6 +382,7 @@ impl Scenario {
             Self::DelaysDeleted => Setup { load: false, ..usual },
             Self::FlowsKill | Self::FlowsRabbit | Self::FlowsRedis => flows::setup(usual),
             Self::FlowsFlush => Setup { results_s: Some(flows::RESULTS_KEPT_S), ..flows::setup(usual) },
+            Self::FleetKill => fleet::setup(usual, size),
             Self::FlowsArrows => Setup { arrows: true, ..flows::setup(usual) },
             _ => usual,
         }
@@ -389,7 +394,7 @@ impl Scenario {
         // What runs twice is what ran when its worker died, or when its delivery went to another while its session was
         // lost: never more than all that workers can run at once.
         let duplicates = match self {
-            Self::WorkerKill | Self::FlowsKill => dismissed * CONCURRENCY,
+            Self::WorkerKill | Self::FlowsKill | Self::FleetKill => dismissed * CONCURRENCY,
             Self::Poison | Self::Oom | Self::MixedPoison | Self::Arrows | Self::FlowsArrows => {
                 crashed.len() * CONCURRENCY
             }
@@ -477,6 +482,7 @@ impl Scenario {
                     house.pass(house.size.lease()).await?;
                 }
             }
+            Self::FleetKill => fleet::kill_at_random(house).await?,
             Self::WorkerKill => {
                 for _ in 0..rounds {
                     house.crew.dismiss_oldest(Signal::SIGKILL);

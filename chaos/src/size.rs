@@ -53,11 +53,36 @@ impl Size {
         }
     }
 
-    /// How many workflows of each shape are sent in one go.
+    /// Number of workflows of each shape that are sent in one go. At night the kills of workers, RabbitMQ and Redis together
+    /// meet more than 10,000 chords.
     pub(crate) fn flows(self) -> usize {
         match self {
             Self::Smoke => 8,
-            Self::Nightly => 60,
+            Self::Nightly => 110,
+        }
+    }
+
+    /// Number of workers that tick and hold slots.
+    pub(crate) fn fleet(self) -> usize {
+        match self {
+            Self::Smoke => 4,
+            Self::Nightly => 10,
+        }
+    }
+
+    /// Number of periodic tasks, each of which ticks once a second; of the shards too.
+    pub(crate) fn periodic(self) -> usize {
+        match self {
+            Self::Smoke => 5,
+            Self::Nightly => 20,
+        }
+    }
+
+    /// How long workers of the fleet are killed at random.
+    pub(crate) fn ticking(self) -> Duration {
+        match self {
+            Self::Smoke => Duration::from_secs(12),
+            Self::Nightly => Duration::from_secs(600),
         }
     }
 

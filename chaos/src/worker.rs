@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     arrow::{self, Executor},
     connect::Servers,
-    flows,
+    fleet, flows,
     ledger::Ledger,
     load,
 };
@@ -32,6 +32,9 @@ pub(crate) struct WorkerArgs {
     /// Ends itself at an arrow of the delivery protocol when it is told to.
     #[arg(long)]
     arrows: bool,
+    /// How many periodic tasks and shards it takes part in, and in a leadership.
+    #[arg(long, default_value_t = 0)]
+    periodic: usize,
     /// How much address space this process may have.
     #[arg(long)]
     memory_mib: Option<u64>,
@@ -52,7 +55,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
         .name(format!("w{}", std::process::id()))
         .concurrency(args.concurrency)
         .session_lease(Duration::from_millis(args.lease_ms))
-        .state(ledger)
+        .state(ledger.clone())
         .task(load::DO, load::run)
         .task(flows::STEP, flows::run);
     if args.arrows {
@@ -61,7 +64,11 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
     for queue in args.queues {
         builder = builder.queue(queue);
     }
-    let worker = builder.build()?;
+    let worker = fleet::with_periodic(builder, args.periodic)?.build()?;
+    let _roles = match args.periodic {
+        0 => None,
+        slots => Some(fleet::take_part(&worker, &ledger, slots)?),
+    };
     let mut terminate = signal(SignalKind::terminate()).context("signals")?;
     let stop = async move {
         terminate.recv().await;

@@ -66,7 +66,8 @@ pub struct Commit {
     pub expiry: Expiry,
     /// Wakes those who watch this record.
     pub wake: bool,
-    /// Asks for the number of facts that the record holds after the commit.
+    /// Asks for the number of facts that the record holds after the commit. Of commits of one record that are made together, the
+    /// last gets this number, and those before it a smaller one.
     pub count: bool,
 }
 

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    additions::Additions,
     batch,
     commit::KeyedCommit,
     error::{backend_error, no_answer},
@@ -94,10 +95,12 @@ async fn make(links: &RedisLinks, mut jobs: Vec<QueuedCommit>) {
         let later = jobs.split_off(together(&jobs));
         let now = mem::replace(&mut jobs, later).into_iter().map(|job| (job.keyed, job.caller));
         let (commits, callers): (Vec<_>, Vec<_>) = now.unzip();
-        let outcomes = match batch::make(links, &commits).await {
-            Ok(outcomes) => outcomes,
-            Err(error) => commits.iter().map(|_| Err(backend_error(&error))).collect(),
+        let united = Additions::unite(commits);
+        let made = match batch::make(links, &united.commits).await {
+            Ok(made) => made,
+            Err(error) => united.commits.iter().map(|_| Err(backend_error(&error))).collect(),
         };
+        let outcomes = united.outcomes(&made);
         for (caller, outcome) in callers.into_iter().zip(outcomes) {
             if let Err(Err(error)) = caller.send(outcome) {
                 tracing::debug!(%error, "a commit was not made, and who asked for it has stopped waiting");

@@ -10,6 +10,7 @@
 //! writes, so nothing is lost with them but time; [`diagnose`](machinist_adapter::diagnose::Diagnose::diagnose) tells
 //! what this server would lose.
 
+mod additions;
 mod backend;
 mod batch;
 mod channel_watches;

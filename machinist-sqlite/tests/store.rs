@@ -21,7 +21,7 @@ use rusqlite::Connection;
 use support::{message, open, queue};
 
 /// Time limit for every wait.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 async fn open_as(path: &Path, namespace: &str) -> SqliteStore {
     let options = SqliteOptions { namespace: namespace.to_owned(), ..SqliteOptions::default() };

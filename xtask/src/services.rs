@@ -32,7 +32,7 @@ use self::{ports::Ports, process::Process};
 use crate::{command::display, interrupt::Interrupt};
 
 /// RabbitMQ needs 3 to 5 s on an idle machine; a busy one with two cores has needed ten times that.
-const START_TIMEOUT: Duration = Duration::from_secs(90);
+const START_TIMEOUT: Duration = Duration::from_secs(180);
 /// A server on loopback that does not answer within this does not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Says that a directory is ours, so that `--dir` never empties anybody else's.

@@ -21,7 +21,7 @@ use nix::{
 use serde_json::Value;
 
 /// Maximum time of a wait, also on a busy machine.
-pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// New folder, and the variables of the environment for commands in it.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 
 use super::{
-    WorkerContext,
+    Settlement, WorkerContext,
     server_calls::{Unanswered, Unpublished},
 };
 use crate::{
@@ -105,6 +105,33 @@ impl WorkerContext {
         self.join(id, own, &mut woken).await?;
         self.release_callbacks(woken).await?;
         Ok(leads_on)
+    }
+
+    /// Lets a task join that has succeeded, and that nothing else follows. `end` is the end as this worker has recorded it.
+    ///
+    /// Most tasks of large groups end so. What the worker knows from the run is not decoded and verified a second time.
+    pub(super) async fn join_after_success(
+        &self,
+        envelope: &Envelope,
+        flow: &Flow,
+        end: Bytes,
+    ) -> Settlement {
+        let Some(place) = envelope.place() else { return Settlement::Ack };
+        let mut stopwatch = self.events.stopwatch();
+        let mut woken = BTreeSet::new();
+        let joined = async {
+            self.calls.can_sign().await?;
+            self.join(&envelope.id, Ended { place, flow, end, failed: false }, &mut woken).await?;
+            self.release_callbacks(woken).await
+        };
+        match joined.await {
+            Ok(()) => {
+                let (task, follow_up_wait) = (EventTask::of(envelope), stopwatch.lap());
+                self.emit(EventKind::FollowedUp { task, follow_up_wait });
+                Settlement::Ack
+            }
+            Err(unpublished) => self.settled_by::<()>(Err(unpublished)).await,
+        }
     }
 
     async fn release_callbacks(&self, woken: BTreeSet<StepPlace>) -> Result<(), Unpublished> {

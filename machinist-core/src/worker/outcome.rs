@@ -11,6 +11,7 @@ use crate::{
     clock::Timestamp,
     context::TaskContext,
     event::{EventKind, EventTask},
+    flow::Flow,
     mirror::PassingState,
     record::{
         Claim, CommitRefusal, ErrorText, Facts, Failure, FailureKind, KEPT_FROM, TaskState, UNFINISHED_TTL,
@@ -50,8 +51,8 @@ impl WorkerContext {
             return Some(leaving.into());
         }
         // Needed to let a workflow go on, and to show the outcome to another program.
-        let is_read = active.envelope.pairs.are_of_workflow()
-            || self.app.0.rules.mirror(&active.envelope.queue).is_some();
+        let is_mirrored = self.app.0.rules.mirror(&active.envelope.queue).is_some();
+        let is_read = is_mirrored || active.envelope.pairs.are_of_workflow();
         let mut end = None;
         loop {
             let mut commit = outcome_commit(&claim, &verdict, log.clone(), now, self.retention(due, now));
@@ -86,6 +87,11 @@ impl WorkerContext {
         }
         registered.release();
         self.emit_outcome(active, &run, &verdict, stopwatch.lap());
+        if let (Some(flow), Some(end)) = (only_joined(active, &verdict), &end)
+            && !is_mirrored
+        {
+            return Some(Box::pin(self.join_after_success(&active.envelope, flow, end.clone())).await);
+        }
         Some(self.follow_end(&active.envelope, &follow_up_of(&verdict, &claim), end).await)
     }
 
@@ -263,4 +269,11 @@ impl WorkerContext {
     fn retention(&self, due: Option<Timestamp>, now: Timestamp) -> Duration {
         retention(self.app.0.results_ttl, due, now)
     }
+}
+
+/// Returns what follows a task of a workflow that has succeeded, if nothing but its joins does.
+fn only_joined<'a>(active: &'a ActiveDelivery, verdict: &Verdict) -> Option<&'a Flow> {
+    let Verdict::Success(results) = verdict else { return None };
+    let spawns = !results.spawned.is_empty() || results.continued_by.is_some();
+    active.flow.as_deref().filter(|flow| !spawns && flow.then.is_empty() && flow.replaces.is_none())
 }

@@ -4,6 +4,7 @@ use super::{WorkerContext, gathered::Gathered, server_calls::Unanswered};
 use crate::{
     broker::{Receipt, Settle, Settled},
     event::{EventKind, EventTask},
+    flow::Flow,
     sign::Key,
     wire::{Envelope, MessageSignature},
 };
@@ -44,6 +45,8 @@ pub(super) struct ActiveDelivery {
     pub(super) outcome_key: Option<Box<Key>>,
     /// Results of the join that the task has waited for.
     pub(super) gathered: Option<Gathered>,
+    /// Its place in what follows it, as its message says; `None` until its body is decoded.
+    pub(super) flow: Option<Box<Flow>>,
     /// `true` if its record keeps its arguments for people.
     pub(super) keeps_args: bool,
     /// `true` after its run was cut off without an outcome.

@@ -56,6 +56,7 @@ impl TaskProcessor {
                 if let Some(gathered) = &active.gathered {
                     body.args.extend_from_slice(&gathered.args);
                 }
+                active.flow = body.flow.take();
                 let ended =
                     self.call(active, task, body, &cx, &log, registered).instrument(span.clone()).await;
                 // Slots bound the handlers that run at once; recording an outcome needs none.

@@ -155,6 +155,7 @@ impl TaskProcessor {
                         outcome_key,
                         cut_off: false,
                         gathered: None,
+                        flow: None,
                         keeps_args: false,
                     });
                 }

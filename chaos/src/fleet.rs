@@ -1,0 +1,233 @@
+//! The fleet under random kills: periodic tasks that tick each second, a leader, and shards.
+//!
+//! A holder of a slot tells the ledger again and again that it holds it, so overlaps and gaps are in the ledger.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result};
+use machinist::{
+    TaskId, Worker, WorkerBuilder,
+    periodic::{Misfire, Periodic, Schedule},
+    worker::{HeldSlot, RunningRole},
+};
+
+use crate::{
+    house::{House, QUEUE, Setup},
+    ledger::Ledger,
+    load::{DO, Kind},
+    size::Size,
+};
+
+/// Name of the leader's role.
+const LEADER: &str = "chief";
+/// Name of the set of shards.
+const SHARDS: &str = "shard";
+/// Time between two reports of a holder.
+const REPORT: Duration = Duration::from_millis(250);
+/// Time within which a slot of a killed worker is held again.
+const HELD_AGAIN: u64 = 60_000;
+
+/// Workers that tick and hold slots, without other load.
+pub(crate) fn setup(usual: Setup, size: Size) -> Setup {
+    Setup { workers: size.fleet(), periodic: size.periodic(), load: false, ..usual }
+}
+
+fn tick_name(number: usize) -> String {
+    format!("beat-{number}")
+}
+
+/// Adds tasks that tick each second. What was missed is made up for.
+pub(crate) fn with_periodic(builder: WorkerBuilder, count: usize) -> Result<WorkerBuilder> {
+    (0..count).try_fold(builder, |builder, number| {
+        let schedule = Schedule::every(Duration::from_secs(1))?;
+        let call = DO.call((Kind::Plain.as_str().to_owned(),)).queue(QUEUE);
+        Ok(builder.periodic(Periodic::new(tick_name(number), schedule, call)?.misfire(Misfire::All)))
+    })
+}
+
+/// Takes part in the leadership and in the shards.
+pub(crate) fn take_part(worker: &Worker, ledger: &Ledger, slots: usize) -> Result<[RunningRole; 2]> {
+    let holder = |role: &'static str| {
+        let ledger = ledger.clone();
+        move |slot| hold(ledger.clone(), role, slot)
+    };
+    let leader = worker.fleet().leader(LEADER).run(holder(LEADER))?;
+    let shards = worker.fleet().shards(SHARDS, u32::try_from(slots)?).run(holder(SHARDS))?;
+    Ok([leader, shards])
+}
+
+/// Tells the ledger that a slot is held, until it is lost.
+async fn hold(ledger: Ledger, role: &'static str, slot: HeldSlot) {
+    loop {
+        // Before the look: the slot was held at this instant.
+        let at = now_ms();
+        tokio::select! {
+            biased;
+            () = slot.lost() => return,
+            () = std::future::ready(()) => {}
+        }
+        let line = format!("hold {role}-{} {} {} {at}", slot.number(), slot.epoch(), std::process::id());
+        if let Err(error) = ledger.say(&[line]).await {
+            tracing::error!(%error, "the ledger was not told who holds a slot");
+            return;
+        }
+        tokio::time::sleep(REPORT).await;
+    }
+}
+
+/// Milliseconds since the Unix epoch: all processes of a scenario share the clock of the host.
+fn now_ms() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
+}
+
+/// Kills random workers for a while, then ends the ticking, and tells the ledger which ticks there must be.
+pub(crate) async fn kill_at_random(house: &House) -> Result<()> {
+    let until = Instant::now() + house.size.ticking();
+    let lease = house.size.lease();
+    while Instant::now() < until {
+        house.pass(lease.mul_f64(rand::random_range(0.3..1.3))).await?;
+        let at = now_ms();
+        if let Some(pid) = house.crew.kill_any() {
+            house.say(&[format!("mark killed {pid} {at}")]).await?;
+        }
+    }
+    // The last one to be killed is followed too.
+    house.pass(2 * lease + Duration::from_secs(5)).await?;
+    let app = house.direct.app(Duration::from_secs(10)).await?;
+    let client = app.client();
+    let names = 0..house.size.periodic();
+    for number in names.clone() {
+        client.pause_periodic(&tick_name(number)).await?;
+    }
+    house.pass(lease + Duration::from_secs(2)).await?;
+    let ledger = house.read_ledger()?;
+    for name in names.map(tick_name) {
+        let periodic = client.periodic_task(&name).await?.with_context(|| format!("{name} is unknown"))?;
+        let newest = periodic.ticks.first().with_context(|| format!("{name} has no tick"))?;
+        let last =
+            second(&newest.id, &name).with_context(|| format!("{} is no tick of {name}", newest.id))?;
+        let seen = ledger.lines().filter_map(|line| second(&line.split(' ').nth(2)?.parse().ok()?, &name));
+        let first = seen.min().with_context(|| format!("no tick of {name} has run"))?;
+        let ids: Vec<String> = (first..=last).map(|second| tick_id(&name, second)).collect();
+        let tried = ids.iter().map(|id| format!("try {id} {}", Kind::Plain.as_str()));
+        let sent = ids.iter().map(|id| format!("ok {id}"));
+        house.say(&tried.chain(sent).collect::<Vec<_>>()).await?;
+    }
+    app.broker().close().await;
+    Ok(())
+}
+
+/// The id that the documentation promises: `tick.NAME.INSTANT`.
+fn tick_id(name: &str, second: i64) -> String {
+    let instant = jiff::Timestamp::from_second(second).unwrap_or_default();
+    format!("tick.{name}.{instant}")
+}
+
+/// Instant of a tick of this name, in seconds.
+fn second(id: &TaskId, name: &str) -> Option<i64> {
+    let instant = id.as_str().strip_prefix("tick.")?.strip_prefix(name)?.strip_prefix('.')?;
+    Some(instant.parse::<jiff::Timestamp>().ok()?.as_second())
+}
+
+/// The time for which one process has held a slot, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Term {
+    epoch: u64,
+    pid: u32,
+    from: u64,
+    to: u64,
+}
+
+/// Judges who has held what: never two at a time, epochs that rise, and every slot of a killed worker held again in time. Prints
+/// how long that took.
+pub(crate) fn judge(ledger: &str) -> Vec<String> {
+    let (terms, killed) = read(ledger);
+    let mut violations = Vec::new();
+    let mut gaps = Vec::new();
+    for (slot, terms) in &terms {
+        for pair in terms.windows(2) {
+            let [one, next] = [pair[0], pair[1]];
+            if next.from <= one.to {
+                violations.push(format!("two processes have held {slot}: {one:?}, {next:?}"));
+            }
+            if let Some(at) = killed.get(&one.pid).filter(|at| **at <= next.from) {
+                gaps.push(next.from - at.max(&one.to));
+            }
+        }
+        let last = terms[terms.len() - 1];
+        if killed.contains_key(&last.pid) {
+            violations.push(format!("nobody holds {slot} after {last:?}"));
+        }
+    }
+    gaps.sort_unstable();
+    let seconds = |at: usize| gaps.get(at).map_or(f64::NAN, |gap| *gap as f64 / 1e3);
+    let (count, last) = (gaps.len(), gaps.len().saturating_sub(1));
+    say!(
+        "    {} slots, {} workers killed; {count} slots held again: p50 {:.1} s, longest {:.1} s",
+        terms.len(),
+        killed.len(),
+        seconds(last / 2),
+        seconds(last)
+    );
+    if let Some(longest) = gaps.last().filter(|gap| **gap > HELD_AGAIN) {
+        violations.push(format!("a slot was held again only after {longest} ms"));
+    }
+    if terms.is_empty() {
+        violations.push("nobody has held a slot".to_owned());
+    }
+    violations
+}
+
+/// Terms of each slot, by epoch, and when workers were killed.
+fn read(ledger: &str) -> (BTreeMap<&str, Vec<Term>>, HashMap<u32, u64>) {
+    let mut terms: BTreeMap<&str, BTreeMap<u64, Term>> = BTreeMap::new();
+    let mut killed = HashMap::new();
+    for line in ledger.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            [_, "hold", slot, epoch, pid, at] => {
+                let (Ok(epoch), Ok(pid), Ok(at)) = (epoch.parse(), pid.parse(), at.parse()) else { continue };
+                let term = Term { epoch, pid, from: at, to: at };
+                let term = terms.entry(slot).or_default().entry(epoch).or_insert(term);
+                term.to = term.to.max(at);
+            }
+            [_, "mark", "killed", pid, at] => {
+                if let (Ok(pid), Ok(at)) = (pid.parse(), at.parse()) {
+                    killed.insert(pid, at);
+                }
+            }
+            _ => {}
+        }
+    }
+    (terms.into_iter().map(|(slot, terms)| (slot, terms.into_values().collect())).collect(), killed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_holders_at_once_are_seen() {
+        let good = "1 hold a 1 7 100\n2 hold a 1 7 200\n3 mark killed 7 250\n4 hold a 2 8 300\n";
+        assert_eq!(judge(good), Vec::<String>::new());
+        let both = judge("1 hold a 1 7 100\n2 hold a 2 8 150\n3 hold a 1 7 200\n");
+        assert!(both.len() == 1 && both[0].starts_with("two processes"), "{both:?}");
+        let nobody = judge("1 hold a 1 7 100\n2 mark killed 7 150\n");
+        assert!(nobody.len() == 1 && nobody[0].starts_with("nobody holds a"), "{nobody:?}");
+        let late = judge("1 hold a 1 7 100\n2 mark killed 7 150\n3 hold a 2 8 70000\n");
+        assert!(late.len() == 1 && late[0].contains("after 69850 ms"), "{late:?}");
+        assert_eq!(judge("").len(), 1);
+    }
+
+    #[test]
+    fn ticks_are_found_by_their_ids() {
+        let id = tick_id("beat-1", 1_795_921_200);
+        assert_eq!(id, "tick.beat-1.2026-11-29T03:00:00Z");
+        let id: TaskId = id.parse().unwrap();
+        assert_eq!(second(&id, "beat-1"), Some(1_795_921_200));
+        assert_eq!(second(&id, "beat"), None);
+    }
+}
