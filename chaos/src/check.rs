@@ -84,7 +84,7 @@ impl Book {
         for line in text.lines() {
             let words: Vec<&str> = line.split(' ').collect();
             let [_, word, id, rest @ ..] = &words[..] else { continue };
-            if ["mark", "hold"].contains(word) {
+            if ["mark", "hold", "wait", "begin", "end", "unique"].contains(word) {
                 continue;
             }
             let entry = book.0.entry((*id).to_owned()).or_default();

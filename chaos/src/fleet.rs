@@ -83,9 +83,9 @@ fn now_ms() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
-/// Kills random workers for a while, then ends the ticking, and tells the ledger which ticks there must be.
-pub(crate) async fn kill_at_random(house: &House) -> Result<()> {
-    let until = Instant::now() + house.size.ticking();
+/// Kills random workers for a while, and waits until the last one is followed.
+pub(crate) async fn kill_for(house: &House, time: Duration) -> Result<()> {
+    let until = Instant::now() + time;
     let lease = house.size.lease();
     while Instant::now() < until {
         house.pass(lease.mul_f64(rand::random_range(0.3..1.3))).await?;
@@ -94,15 +94,19 @@ pub(crate) async fn kill_at_random(house: &House) -> Result<()> {
             house.say(&[format!("mark killed {pid} {at}")]).await?;
         }
     }
-    // The last one to be killed is followed too.
-    house.pass(2 * lease + Duration::from_secs(5)).await?;
+    house.pass(2 * lease + Duration::from_secs(5)).await
+}
+
+/// Kills random workers, then ends the ticking, and tells the ledger which ticks there must be.
+pub(crate) async fn kill_at_random(house: &House) -> Result<()> {
+    kill_for(house, house.size.ticking()).await?;
     let app = house.direct.app(Duration::from_secs(10)).await?;
     let client = app.client();
     let names = 0..house.size.periodic();
     for number in names.clone() {
         client.pause_periodic(&tick_name(number)).await?;
     }
-    house.pass(lease + Duration::from_secs(2)).await?;
+    house.pass(house.size.lease() + Duration::from_secs(2)).await?;
     let ledger = house.read_ledger()?;
     for name in names.map(tick_name) {
         let periodic = client.periodic_task(&name).await?.with_context(|| format!("{name} is unknown"))?;

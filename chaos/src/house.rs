@@ -56,6 +56,8 @@ pub(crate) struct Setup {
     pub(crate) arrows: bool,
     /// Number of periodic tasks and of shards that the workers take part in.
     pub(crate) periodic: usize,
+    /// Whether workers have tasks with limits.
+    pub(crate) limits: bool,
 }
 
 impl Setup {
@@ -70,6 +72,7 @@ impl Setup {
             poison: None,
             arrows: false,
             periodic: 0,
+            limits: false,
         }
     }
 }
@@ -306,6 +309,9 @@ fn worker_args(servers: &Servers, dir: &Path, setup: Setup) -> Vec<String> {
     );
     if setup.periodic > 0 {
         args.extend(["--periodic".to_owned(), setup.periodic.to_string()]);
+    }
+    if setup.limits {
+        args.push("--limits".to_owned());
     }
     if setup.arrows {
         args.push("--arrows".to_owned());

@@ -8,6 +8,9 @@
 //! | `ok ID`, `rejected ID`, `unsent ID`, `unknown ID` | what a send answered |
 //! | `start ID ATTEMPT TOKEN WORKER` | a handler runs |
 //! | `cancelled ID ATTEMPT TOKEN WORKER` | it was told to end while it ran |
+//! | `wait KEY ID` | a limited task is about to be sent |
+//! | `begin KEY WORKER RUN`, `end KEY WORKER RUN` | a limited task runs |
+//! | `unique KEY ID` | the task that a unique send has become |
 //! | `hold SLOT EPOCH WORKER TIME` | a worker holds a slot of the fleet |
 //! | `effect ID ATTEMPT TOKEN WORKER` | it has done what it is for |
 //!

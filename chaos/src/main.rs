@@ -20,6 +20,7 @@ mod fleet;
 mod flows;
 mod house;
 mod ledger;
+mod limits;
 mod load;
 mod process;
 mod scenario;

@@ -21,6 +21,7 @@ use crate::{
     check::{self, Book, Finals, Leniency, Tally},
     cluster, fleet, flows,
     house::{CONCURRENCY, House, OTHER_QUEUE, Setup, WORKERS},
+    limits,
     load::Kind,
     size::Size,
     special,
@@ -103,6 +104,7 @@ scenarios! {
     FlowsFlush "flows-flush" "FLUSHALL while workflows run: what waits for lost results fails, and nothing waits for ever"
     FlowsArrows "flows-arrows" "workers end themselves at every arrow that only workflows pass"
     FleetKill "fleet-kill" "workers that tick each second and hold slots are killed (SIGKILL) at random"
+    LimitsKill "limits-kill" "workers that run limited and unique tasks are killed (SIGKILL) at random"
 }
 
 impl Scenario {
@@ -328,6 +330,9 @@ async fn run(
     if scenario == Scenario::FleetKill {
         violations.extend(fleet::judge(&ledger));
     }
+    if scenario == Scenario::LimitsKill {
+        violations.extend(limits::judge(&ledger, &app, size).await?);
+    }
     let book = Book::read(&ledger);
     let mut tally = check::judge(&book, &app, &house.direct, &mut finals, leniency).await?;
     violations.append(&mut tally.violations);
@@ -383,6 +388,7 @@ impl Scenario {
             Self::FlowsKill | Self::FlowsRabbit | Self::FlowsRedis => flows::setup(usual),
             Self::FlowsFlush => Setup { results_s: Some(flows::RESULTS_KEPT_S), ..flows::setup(usual) },
             Self::FleetKill => fleet::setup(usual, size),
+            Self::LimitsKill => limits::setup(usual),
             Self::FlowsArrows => Setup { arrows: true, ..flows::setup(usual) },
             _ => usual,
         }
@@ -394,7 +400,9 @@ impl Scenario {
         // What runs twice is what ran when its worker died, or when its delivery went to another while its session was
         // lost: never more than all that workers can run at once.
         let duplicates = match self {
-            Self::WorkerKill | Self::FlowsKill | Self::FleetKill => dismissed * CONCURRENCY,
+            Self::WorkerKill | Self::FlowsKill | Self::FleetKill | Self::LimitsKill => {
+                dismissed * CONCURRENCY
+            }
             Self::Poison | Self::Oom | Self::MixedPoison | Self::Arrows | Self::FlowsArrows => {
                 crashed.len() * CONCURRENCY
             }
@@ -483,6 +491,7 @@ impl Scenario {
                 }
             }
             Self::FleetKill => fleet::kill_at_random(house).await?,
+            Self::LimitsKill => limits::kill_at_random(house).await?,
             Self::WorkerKill => {
                 for _ in 0..rounds {
                     house.crew.dismiss_oldest(Signal::SIGKILL);

@@ -78,6 +78,14 @@ impl Size {
         }
     }
 
+    /// Number of keys of limited tasks.
+    pub(crate) fn keys(self) -> usize {
+        match self {
+            Self::Smoke => 20,
+            Self::Nightly => 1000,
+        }
+    }
+
     /// How long workers of the fleet are killed at random.
     pub(crate) fn ticking(self) -> Duration {
         match self {

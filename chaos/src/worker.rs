@@ -13,7 +13,7 @@ use crate::{
     connect::Servers,
     fleet, flows,
     ledger::Ledger,
-    load,
+    limits, load,
 };
 
 /// Runs tasks until SIGTERM.
@@ -35,6 +35,9 @@ pub(crate) struct WorkerArgs {
     /// How many periodic tasks and shards it takes part in, and in a leadership.
     #[arg(long, default_value_t = 0)]
     periodic: usize,
+    /// Runs tasks with limits.
+    #[arg(long)]
+    limits: bool,
     /// How much address space this process may have.
     #[arg(long)]
     memory_mib: Option<u64>,
@@ -63,6 +66,9 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
     }
     for queue in args.queues {
         builder = builder.queue(queue);
+    }
+    if args.limits {
+        builder = limits::with_limits(builder)?;
     }
     let worker = fleet::with_periodic(builder, args.periodic)?.build()?;
     let _roles = match args.periodic {
