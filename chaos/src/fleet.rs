@@ -1,4 +1,4 @@
-//! The fleet under random kills: periodic tasks that tick each second, a leader, and shards.
+//! The fleet under random kills (periodic tasks that tick each second, a leader, and shards), and under orders to all.
 //!
 //! A holder of a slot tells the ledger again and again that it holds it, so overlaps and gaps are in the ledger.
 
@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use machinist::{
-    TaskId, Worker, WorkerBuilder,
+    TaskId, Worker, WorkerAction, WorkerBuilder, WorkerFilter,
     periodic::{Misfire, Periodic, Schedule},
     worker::{HeldSlot, RunningRole},
 };
@@ -119,6 +119,44 @@ pub(crate) async fn kill_at_random(house: &House) -> Result<()> {
         let tried = ids.iter().map(|id| format!("try {id} {}", Kind::Plain.as_str()));
         let sent = ids.iter().map(|id| format!("ok {id}"));
         house.say(&tried.chain(sent).collect::<Vec<_>>()).await?;
+    }
+    app.broker().close().await;
+    Ok(())
+}
+
+/// A crowd of workers, under load.
+pub(crate) fn crowd(usual: Setup, size: Size) -> Setup {
+    Setup { workers: size.crowd(), ..usual }
+}
+
+/// Pauses all workers under load, and resumes them: each answers within one lease, and none starts a task between.
+pub(crate) async fn pause_all(house: &House) -> Result<()> {
+    let app = house.direct.app(Duration::from_secs(10)).await?;
+    let workers = app.client().workers(&WorkerFilter::new()).await?;
+    ensure!(workers.len() == house.size.crowd(), "{} workers are listed", workers.len());
+    for action in [WorkerAction::Pause, WorkerAction::Resume] {
+        let word = if action == WorkerAction::Pause { "paused" } else { "resumed" };
+        let (_, results) = app.client().order_workers(&workers, action, false).await?;
+        if let Some(refused) = results.iter().find(|result| !result.done) {
+            bail!("a worker was not {word}: {refused:?}");
+        }
+        let mut times: Vec<Duration> = results.iter().map(|result| result.took).collect();
+        times.sort_unstable();
+        let (half, longest) = (times[times.len() / 2], times[times.len() - 1]);
+        say!("    {} workers {word}: p50 {half:.1?}, longest {longest:.1?}", times.len());
+        ensure!(longest <= house.size.lease(), "a worker was {word} only after {longest:?}");
+        let since = house.mark(word).await?;
+        if word == "paused" {
+            house.pass(house.size.lease()).await?;
+            let until = house.mark("asleep").await?;
+            let ledger = house.read_ledger()?;
+            let started = ledger.lines().find(|line| {
+                let mut words = line.split(' ');
+                let at = words.next().and_then(|at| at.parse().ok());
+                words.next() == Some("start") && at.is_some_and(|at| (since..until).contains(&at))
+            });
+            ensure!(started.is_none(), "a paused worker has started a task: {started:?}");
+        }
     }
     app.broker().close().await;
     Ok(())

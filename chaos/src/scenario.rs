@@ -104,6 +104,7 @@ scenarios! {
     FlowsFlush "flows-flush" "FLUSHALL while workflows run: what waits for lost results fails, and nothing waits for ever"
     FlowsArrows "flows-arrows" "workers end themselves at every arrow that only workflows pass"
     FleetKill "fleet-kill" "workers that tick each second and hold slots are killed (SIGKILL) at random"
+    PauseAll "pause-all" "all workers are paused and resumed under load"
     LimitsKill "limits-kill" "workers that run limited and unique tasks are killed (SIGKILL) at random"
 }
 
@@ -122,6 +123,7 @@ impl Scenario {
         Self::ClusterKill,
         Self::FlowsArrows,
         Self::FlowsFlush,
+        Self::PauseAll,
     ];
 
     pub(crate) fn is_in_ci(self) -> bool {
@@ -388,6 +390,7 @@ impl Scenario {
             Self::FlowsKill | Self::FlowsRabbit | Self::FlowsRedis => flows::setup(usual),
             Self::FlowsFlush => Setup { results_s: Some(flows::RESULTS_KEPT_S), ..flows::setup(usual) },
             Self::FleetKill => fleet::setup(usual, size),
+            Self::PauseAll => fleet::crowd(usual, size),
             Self::LimitsKill => limits::setup(usual),
             Self::FlowsArrows => Setup { arrows: true, ..flows::setup(usual) },
             _ => usual,
@@ -491,6 +494,7 @@ impl Scenario {
                 }
             }
             Self::FleetKill => fleet::kill_at_random(house).await?,
+            Self::PauseAll => fleet::pause_all(house).await?,
             Self::LimitsKill => limits::kill_at_random(house).await?,
             Self::WorkerKill => {
                 for _ in 0..rounds {

@@ -78,6 +78,14 @@ impl Size {
         }
     }
 
+    /// Number of workers that are paused together.
+    pub(crate) fn crowd(self) -> usize {
+        match self {
+            Self::Smoke => 8,
+            Self::Nightly => 50,
+        }
+    }
+
     /// Number of keys of limited tasks.
     pub(crate) fn keys(self) -> usize {
         match self {
