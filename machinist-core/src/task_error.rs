@@ -35,17 +35,19 @@ use crate::consequence::{Disposition, ErrorClass, TaskFailure};
 pub struct TaskError {
     pub(crate) disposition: Disposition,
     pub(crate) error: BoxError,
+    /// `true` if another worker should run the next attempt.
+    pub(crate) elsewhere: bool,
 }
 
 impl TaskError {
     /// An ordinary failure: tried again as the retry policy says.
     pub fn new(error: impl Into<BoxError>) -> Self {
-        Self { disposition: Disposition::Failed, error: error.into() }
+        Self::with(Disposition::Failed, error)
     }
 
     /// A failure that trying again cannot mend: the task ends in FAILURE now, whatever retries are left.
     pub fn permanent(error: impl Into<BoxError>) -> Self {
-        Self { disposition: Disposition::Permanent, error: error.into() }
+        Self::with(Disposition::Permanent, error)
     }
 
     /// A failure whose consequence its type says. See [`TaskFailure`].
@@ -59,7 +61,7 @@ impl TaskError {
     /// }
     /// ```
     pub fn of<E: TaskFailure + Into<BoxError>>(error: E) -> Self {
-        Self { disposition: error.class().disposition(), error: error.into() }
+        Self::with(error.class().disposition(), error)
     }
 
     /// Not now: run the task again after `delay`.
@@ -68,22 +70,40 @@ impl TaskError {
     /// ([`RetryPolicy::max_postponements`](crate::RetryPolicy::max_postponements)) stops an endless loop.
     #[doc(alias = "ErrRetryTaskLater")]
     pub fn retry_in(delay: Duration) -> Self {
-        Self { disposition: Disposition::RetryIn(delay), error: "the task asked to be run later".into() }
+        Self::with(Disposition::RetryIn(delay), "the task asked to be run later")
     }
 
     /// Not now, and none of the tasks that share the rate limit: a service asked for a pause, as HTTP 429 with `Retry-After`
     /// does. The task runs again after `delay`, as with [`retry_in`](Self::retry_in), and no task of the same limit and key
     /// starts before that. Without a rate limit it is the same as `retry_in`.
     pub fn rate_limited(delay: Duration) -> Self {
-        Self {
-            disposition: Disposition::RateLimited(delay),
-            error: "the rate limit of a service was reached".into(),
-        }
+        Self::with(Disposition::RateLimited(delay), "the rate limit of a service was reached")
     }
 
     /// The arguments do not fit the handler: FAILURE/malformed, never tried again.
     pub fn malformed(error: impl Into<BoxError>) -> Self {
-        Self { disposition: Disposition::Malformed, error: error.into() }
+        Self::with(Disposition::Malformed, error)
+    }
+
+    /// Leaves the next attempt to another worker: something is wrong with this one, such as a full disk.
+    ///
+    /// This worker refuses the task for some seconds, about one second at a time. If no other worker has taken it by then, it runs
+    /// here again. How the error counts, and when the next attempt is due, does not change.
+    ///
+    /// ```
+    /// use machinist_core::TaskError;
+    ///
+    /// fn no_space(error: std::io::Error) -> TaskError {
+    ///     TaskError::new(error).elsewhere()
+    /// }
+    /// ```
+    #[must_use]
+    pub fn elsewhere(self) -> Self {
+        Self { elsewhere: true, ..self }
+    }
+
+    fn with(disposition: Disposition, error: impl Into<BoxError>) -> Self {
+        Self { disposition, error: error.into(), elsewhere: false }
     }
 
     /// Says why, keeping what should follow: `TaskError::retry_in(delay).because(error)`.

@@ -13,6 +13,7 @@
 //! | `admissions`, `parking` | rules that refuse a start, and the wait of refused tasks |
 //! | `admit`, `limits`, `places`, `held_places` | limits of rate and concurrency |
 //! | `circuits` | tasks that this worker fails again and again |
+//! | `left_to_others` | tasks whose handler has asked for another worker |
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
@@ -59,6 +60,7 @@ mod held_places;
 mod intake;
 mod last_taken;
 mod lease;
+mod left_to_others;
 mod limits;
 mod look_ahead;
 mod maintenance;

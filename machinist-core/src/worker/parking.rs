@@ -24,6 +24,8 @@ use crate::{
 pub(super) const LOCAL_WAIT: Duration = Duration::from_secs(5);
 /// Interval at which a task that waits in the process asks again.
 const ASK_INTERVAL: Duration = Duration::from_millis(250);
+/// Delay of a task that this worker leaves to others.
+const ELSEWHERE_DELAY: Duration = Duration::from_secs(1);
 /// Delay of the first guard of a parked task; each further one stays away twice as long.
 const FIRST_PARK_DELAY: Duration = Duration::from_secs(15);
 /// Maximum delay of such a guard.
@@ -105,6 +107,17 @@ impl WorkerContext {
         let reason = WaitReason::new("circuit", envelope.name.as_str());
         // Other workers may take it before this one does.
         let refusal = Refusal::new(reason, Some(self.now().plus(wait))).within(FIRST_PARK_DELAY);
+        self.park(envelope, &refusal).await
+    }
+
+    /// Parks a task whose handler has asked for another worker. Returns `None` if this worker takes it after all, or if the
+    /// record has to decide.
+    pub(super) async fn park_if_left(&self, envelope: &Envelope) -> Option<Settlement> {
+        if !self.left_to_others.refuses(&envelope.id) {
+            return None;
+        }
+        let reason = WaitReason::new("elsewhere", &self.name);
+        let refusal = Refusal::new(reason, Some(self.now().plus(ELSEWHERE_DELAY)));
         self.park(envelope, &refusal).await
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use crate::support::Running;
 use machinist_core::{
-    App, Backoff, State, TaskDef, TaskError, WhyReason, Worker, WorkerBuilder, WorkerFilter,
+    App, Backoff, State, TaskContext, TaskDef, TaskError, WhyReason, Worker, WorkerBuilder, WorkerFilter,
     worker::TaskOptions,
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
@@ -77,6 +77,52 @@ async fn a_broken_worker_leaves_a_task_to_the_others() {
     for worker in workers {
         assert!(worker.stop().await.is_clean());
     }
+}
+
+const STORE: TaskDef<(), String> = TaskDef::new("store");
+
+/// Fails on every machine but the one with space.
+async fn store(State(has_space): State<bool>, cx: TaskContext) -> Result<String, TaskError> {
+    match has_space {
+        true => Ok(format!("attempt {}", cx.attempt())),
+        false => Err(TaskError::new("the disk is full").elsewhere()),
+    }
+}
+
+fn with_disk(app: &App, name: &str, has_space: bool) -> WorkerBuilder {
+    let options = TaskOptions::new().retries(1).backoff(Backoff::fixed(Duration::from_millis(100)));
+    Worker::builder(app).name(name).state(has_space).task(STORE, store).options("store", options)
+}
+
+/// With one retry, every task succeeds only if its second attempt runs on the other worker.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_asks_for_another_worker_gets_one() {
+    let app = app().await;
+    let client = app.client();
+    let workers = [with_disk(&app, "empty", true), with_disk(&app, "full", false)].map(Running::start);
+    let signatures = (0..40).map(|_| STORE.call(())).collect();
+    let mut second = 0;
+    for task in client.send_all(signatures).await {
+        // Whom the broker chooses is chance: after five refusals a task runs where it has failed.
+        if let Ok(attempt) = task.unwrap().wait(HOUR).await {
+            second += usize::from(attempt == "attempt 2");
+        }
+    }
+    assert!(second >= 10, "{second} of 40 have succeeded elsewhere");
+    for worker in workers {
+        assert!(worker.stop().await.is_clean());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_asks_for_another_worker_runs_here_if_there_is_none() {
+    let app = app().await;
+    let worker = Running::start(with_disk(&app, "full", false));
+    let task = app.client().send(STORE.call(())).await.unwrap();
+    let error = task.wait(HOUR).await.unwrap_err();
+    assert!(error.to_string().contains("the disk is full"), "{error}");
+    assert_eq!(task.record().await.unwrap().attempt, 2);
+    assert!(worker.stop().await.is_clean());
 }
 
 #[tokio::test(start_paused = true)]

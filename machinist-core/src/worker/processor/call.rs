@@ -104,6 +104,9 @@ impl TaskProcessor {
         {
             Box::pin(self.worker.push_back(&active.envelope, *delay)).await;
         }
+        if let RunOutcome::Failed(TaskError { elsewhere: true, .. }) = &outcome {
+            self.worker.left_to_others.leave(&active.envelope.id);
+        }
         if let Some(breaker) = task.options.circuit.filter(|breaker| breaker.failures > 0)
             && let Some(failed) = counts_as_failure(&outcome)
             && let Some(open) = self.worker.circuits.ended(&active.envelope.name, failed, breaker, started)

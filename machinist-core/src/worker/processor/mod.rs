@@ -225,6 +225,11 @@ impl TaskProcessor {
             {
                 return settlement;
             }
+            if active.envelope.attempt > 1
+                && let Some(settlement) = Box::pin(self.worker.park_if_left(&active.envelope)).await
+            {
+                return settlement;
+            }
             let mut stopwatch = self.worker.events.stopwatch();
             let slot = if alone {
                 Box::pin(self.all_slots(&active.envelope, pauses)).await
