@@ -4,8 +4,13 @@
 //! slot is taken by a compare-and-swap of its fact, only while nobody holds it or the session of its holder is gone. The
 //! epoch stays with a slot that is handed back, so that epochs only rise.
 //!
-//! With k processes, each holds n/k slots, rounded down, and n mod k of them hold one more. A process that holds more hands
-//! its highest slot back; one that holds less takes the lowest free ones. So slots move only to processes that hold too few.
+//! With k processes, each holds n/k slots, rounded down, and n mod k of them hold one more. One that holds less takes the lowest
+//! free ones. If none is free it asks for some: its fact `w:SESSION` holds the greatest epoch that it has seen. A process that
+//! holds more hands its highest slot back if somebody asks who has seen the epochs of all its slots. So slots move only to
+//! processes that hold too few.
+//!
+//! A process that has just died counts until its session is gone, and would keep free slots that only it may take. So a slot that
+//! stays free for too long is taken by any process. The dead one cannot have seen the new epoch, so it cannot ask for the slot.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +29,8 @@ use crate::{
 const LAYOUT: &str = "layout";
 /// Start of the facts of the processes that take part.
 const MEMBER: &str = "m:";
+/// Start of the facts of processes that ask for slots.
+const WANT: &str = "w:";
 /// Start of the facts of slots.
 const SLOT: &str = "s:";
 /// Maximum number of other sessions that one process watches. Each watches those that follow its own in the order of the
@@ -60,6 +67,8 @@ pub(crate) struct Candidate<'a> {
     pub(crate) given_up: &'a BTreeMap<u32, u64>,
     /// Greatest epoch that the process has seen.
     pub(crate) greatest_epoch: u64,
+    /// Slots that have been free for too long. The process takes one of them also if it holds its part already.
+    pub(crate) overdue: &'a BTreeSet<u32>,
 }
 
 /// Decision of a process.
@@ -67,6 +76,8 @@ pub(crate) struct Candidate<'a> {
 pub(crate) struct SlotDecision {
     /// Slots that the process holds, with their epochs.
     pub(crate) held: BTreeMap<u32, u64>,
+    /// Slots that nobody holds.
+    pub(crate) free: BTreeSet<u32>,
     /// Sessions to watch, because their slots are free when they are gone.
     pub(crate) watched: Vec<SessionId>,
     /// Greatest epoch in the record.
@@ -93,12 +104,20 @@ struct SetStanding<'a> {
     /// Facts of the members that are gone.
     gone: Vec<FactName>,
     members: BTreeSet<SessionId>,
+    /// Greatest epoch that each process that asks for slots has seen.
+    wants: BTreeMap<SessionId, u64>,
     slots: BTreeMap<u32, SlotState>,
 }
 
 impl<'a> SetStanding<'a> {
     fn read(facts: &'a Facts, gone: impl Fn(&SessionId) -> bool) -> Self {
-        let mut this = Self { facts, gone: Vec::new(), members: BTreeSet::new(), slots: BTreeMap::new() };
+        let mut this = Self {
+            facts,
+            gone: Vec::new(),
+            members: BTreeSet::new(),
+            wants: BTreeMap::new(),
+            slots: BTreeMap::new(),
+        };
         for (name, _) in facts.iter() {
             if let Some(session) = name.strip_prefix(MEMBER) {
                 let session = SessionId::from(session);
@@ -106,6 +125,13 @@ impl<'a> SetStanding<'a> {
                     this.gone.push(name.to_owned().into());
                 } else {
                     this.members.insert(session);
+                }
+            } else if let Some(session) = name.strip_prefix(WANT) {
+                let session = SessionId::from(session);
+                if gone(&session) {
+                    this.gone.push(name.to_owned().into());
+                } else {
+                    this.wants.insert(session, facts.read(name).unwrap_or(0));
                 }
             } else if let Some(number) = name.strip_prefix(SLOT).and_then(|number| number.parse().ok()) {
                 // A slot whose value cannot be read has no holder.
@@ -123,6 +149,13 @@ impl<'a> SetStanding<'a> {
 
     fn greatest_epoch(&self) -> u64 {
         self.slots.values().map(|slot| slot.epoch).max().unwrap_or(0)
+    }
+
+    /// Returns the greatest epoch that another process has seen which asks for slots.
+    fn asked_of(&self, own: &SessionId) -> Option<u64> {
+        let others =
+            self.wants.iter().filter(|(session, _)| *session != own && self.members.contains(session));
+        others.map(|(_, seen)| *seen).max()
     }
 
     /// Returns the sessions to watch.
@@ -173,6 +206,7 @@ pub(crate) fn decide(
     let standing = SetStanding::read(facts, gone);
     let mut decision = SlotDecision {
         held: BTreeMap::new(),
+        free: (0..candidate.layout.slots).filter(|number| standing.holder(*number).is_none()).collect(),
         watched: standing.watched(candidate.session),
         greatest_epoch: standing.greatest_epoch(),
         step: SlotStep::Nothing,
@@ -242,7 +276,8 @@ fn step(
         candidate.unwanted.contains(number) || candidate.given_up.get(number) == Some(epoch)
     };
     let unwanted = held.iter().rev().find(is_unwanted).map(|(number, _)| number);
-    let excess = held.keys().next_back().filter(|_| count > share);
+    let is_asked = standing.asked_of(candidate.session) >= held.values().max().copied();
+    let excess = held.keys().next_back().filter(|_| count > share && is_asked);
     if let Some(number) = unwanted.or(excess).copied() {
         let free = SlotState { epoch: held.get(&number).copied().unwrap_or(0), holder: None };
         standing.replace(&mut commit, number, &free);
@@ -253,14 +288,39 @@ fn step(
         SlotHolder { session: candidate.session.clone(), worker: candidate.worker.to_owned(), since: now };
     let taken = SlotState { epoch: fencing_token(greatest, now), holder: Some(holder) };
     let free = (0..candidate.layout.slots).filter(|number| standing.holder(*number).is_none());
-    let wanted = free.filter(|number| !candidate.unwanted.contains(number)).take(share.saturating_sub(count));
-    for number in wanted {
-        standing.replace(&mut commit, number, &taken);
+    let wanted: Vec<u32> = free.filter(|number| !candidate.unwanted.contains(number)).collect();
+    let overdue = wanted.iter().filter(|number| candidate.overdue.contains(number)).take(1);
+    let missing = share.saturating_sub(count);
+    let taken_now: Vec<u32> = match missing {
+        0 => overdue.copied().collect(),
+        missing => wanted.iter().take(missing).copied().collect(),
+    };
+    for number in &taken_now {
+        standing.replace(&mut commit, *number, &taken);
     }
-    if commit.facts.is_empty() && standing.gone.is_empty() {
+    // Whoever takes a slot now looks again after that.
+    if taken_now.is_empty() {
+        ask(standing, &mut commit, candidate.session, missing > 0);
+    }
+    if commit.facts.is_empty() && commit.drop.is_empty() {
         return SlotStep::Nothing;
     }
     SlotStep::Commit(Box::new(commit))
+}
+
+/// Adds to a commit that a process asks for slots, or does not ask any more, unless the record says so.
+fn ask(standing: &SetStanding<'_>, commit: &mut Commit, own: &SessionId, asks: bool) {
+    let (asked, seen) = (standing.wants.get(own).copied(), standing.greatest_epoch());
+    if asked == asks.then_some(seen) {
+        return;
+    }
+    let name = FactName::from(format!("{WANT}{own}"));
+    if asked.is_some() {
+        commit.drop.push(name.clone());
+    }
+    if asks {
+        commit.facts.push((name, json(&seen)));
+    }
 }
 
 /// Returns the number of slots that a member may hold now.
@@ -298,6 +358,9 @@ pub(crate) fn leave(facts: &Facts, record: &RecordId, session: &SessionId) -> Op
         return None;
     }
     commit.drop.push(name);
+    if standing.wants.contains_key(session) {
+        commit.drop.push(format!("{WANT}{session}").into());
+    }
     Some(commit)
 }
 
@@ -339,10 +402,21 @@ mod tests {
 
     /// Lets a process decide and act until it has nothing to do. Returns its slots and the number that it has handed back.
     fn settle(facts: &mut Facts, session: &str, slots: u32, gone: &[&str]) -> (Vec<u32>, usize) {
+        settle_overdue(facts, session, slots, gone, &[])
+    }
+
+    fn settle_overdue(
+        facts: &mut Facts,
+        session: &str,
+        slots: u32,
+        gone: &[&str],
+        overdue: &[u32],
+    ) -> (Vec<u32>, usize) {
         let (record, layout, session) = (record(), layout(slots), SessionId::from(session));
         let mut handed_back = 0;
         for _ in 0..100 {
-            let (unwanted, given_up) = (BTreeSet::new(), BTreeMap::new());
+            let (unwanted, given_up, overdue) =
+                (BTreeSet::new(), BTreeMap::new(), overdue.iter().copied().collect());
             let candidate = Candidate {
                 record: &record,
                 layout: &layout,
@@ -351,6 +425,7 @@ mod tests {
                 unwanted: &unwanted,
                 given_up: &given_up,
                 greatest_epoch: 0,
+                overdue: &overdue,
             };
             let gone = |session: &SessionId| gone.contains(&session.as_str());
             let decision = decide(facts, &candidate, gone, Timestamp::from_micros(1000));
@@ -386,6 +461,24 @@ mod tests {
         // The slots of one that is gone are taken over, and nobody hands anything back.
         assert_eq!(settle(&mut facts, "a", 8, &["b"]), (vec![0, 1, 2, 4], 0));
         assert_eq!(settle(&mut facts, "c", 8, &["b"]), (vec![3, 5, 6, 7], 0));
+    }
+
+    /// `c` is dead, nobody knows, and only `c` may take the free slots.
+    #[test]
+    fn what_stays_free_is_taken_by_any_process_and_kept_until_a_live_one_asks() {
+        let mut facts = Facts::new();
+        for session in ["a", "b", "a", "c", "a", "b"] {
+            settle(&mut facts, session, 6, &[]);
+        }
+        // `c` has asked, and dies before it takes what the others have handed back.
+        assert_eq!(settle(&mut facts, "a", 6, &[]), (vec![0, 1], 0));
+        assert_eq!(settle_overdue(&mut facts, "a", 6, &[], &[2, 5]), (vec![0, 1, 2, 5], 0));
+        assert_eq!(settle(&mut facts, "a", 6, &[]), (vec![0, 1, 2, 5], 0), "nobody asks who has seen that");
+        // A process that lives asks again, and gets its part.
+        settle(&mut facts, "c", 6, &[]);
+        assert_eq!(settle(&mut facts, "a", 6, &[]), (vec![0, 1], 2));
+        assert_eq!(settle(&mut facts, "c", 6, &[]), (vec![2, 5], 0));
+        assert!(!facts.iter().any(|(name, _)| name.starts_with(WANT)), "nobody asks any more: {facts:?}");
     }
 
     #[test]

@@ -92,8 +92,8 @@ impl SlotScene {
 }
 
 /// Question of a process: the record that it knows, its number, its session, the sessions that it knows to be gone, its
-/// greatest epoch, and the slots that it has given up.
-type Question = (u16, usize, &'static str, [bool; 2 * PROCESSES], u64, [u64; SLOTS]);
+/// greatest epoch, the slots that it has given up, and whether free slots are overdue.
+type Question = (u16, usize, &'static str, [bool; 2 * PROCESSES], u64, [u64; SLOTS], bool);
 
 struct SlotSearch {
     processes: usize,
@@ -144,7 +144,8 @@ impl SlotSearch {
         if let Some(decision) = self.decisions.get(&question) {
             return decision.clone();
         }
-        let (known, _, session, gone, greatest_epoch, given_up) = question;
+        let (known, _, session, gone, greatest_epoch, given_up, overdue) = question;
+        let overdue = if overdue { (0..self.layout.slots).collect() } else { BTreeSet::new() };
         let own = SessionId::from(session);
         let unwanted = BTreeSet::new();
         let given_up = (0..).zip(given_up).filter(|(_, epoch)| *epoch != 0).collect();
@@ -156,6 +157,7 @@ impl SlotSearch {
             unwanted: &unwanted,
             given_up: &given_up,
             greatest_epoch,
+            overdue: &overdue,
         };
         let is_gone = |session: &SessionId| {
             gone[SESSIONS.as_flattened().iter().position(|one| *one == session.as_str()).unwrap()]
@@ -249,12 +251,11 @@ impl SlotSearch {
                     opened && !scene.is_alive(sessions[of])
                 });
                 for knows in [gone, [false; 2 * PROCESSES]] {
-                    self.act(
-                        scene,
-                        process,
-                        (known, process, session, knows, one.greatest_epoch, one.given_up),
-                        next,
-                    );
+                    for overdue in [false, true] {
+                        let question =
+                            (known, process, session, knows, one.greatest_epoch, one.given_up, overdue);
+                        self.act(scene, process, question, next);
+                    }
                 }
             }
         }
@@ -301,7 +302,47 @@ impl SlotSearch {
         }
     }
 
-    /// Checks that the processes that live come to hold every slot, in equal parts, once nothing else happens.
+    /// Lets a process act on a record. Returns the record after that.
+    fn act_on(
+        &mut self,
+        scene: &SlotScene,
+        record: u16,
+        process: usize,
+        gone: [bool; 2 * PROCESSES],
+        overdue: bool,
+    ) -> u16 {
+        let question = (record, process, scene.session(process), gone, 0, [0; SLOTS], overdue);
+        match self.decide(question).step {
+            SlotStep::Commit(commit) | SlotStep::HandBack(_, commit) => {
+                let commit = self.commits.number(&commit);
+                self.apply(record, commit).1
+            }
+            SlotStep::Nothing | SlotStep::OtherLayout => record,
+        }
+    }
+
+    /// Lets the processes that live act in turn until nobody has anything to do. Returns the record.
+    fn settle(
+        &mut self,
+        scene: &SlotScene,
+        mut record: u16,
+        live: &[usize],
+        gone: [bool; 2 * PROCESSES],
+    ) -> u16 {
+        for _ in 0..40 {
+            let before = record;
+            for process in live {
+                record = self.act_on(scene, record, *process, gone, false);
+            }
+            if record == before {
+                return record;
+            }
+        }
+        panic!("there is always something to do: {scene:?}");
+    }
+
+    /// Checks that the processes that live come to hold every slot, in equal parts, once nothing else happens; and that no slot
+    /// stays free while they do not know who has died.
     fn check_end(&mut self, scene: &SlotScene) {
         let takes_part = |process: &usize| {
             let Process { dead, expired, reopened, leaving, .. } = scene.processes[*process];
@@ -313,20 +354,15 @@ impl SlotSearch {
             return;
         }
         let gone = std::array::from_fn(|of| !sessions.contains(&SESSIONS.as_flattened()[of]));
-        let mut record = scene.record;
-        for _ in 0..20 {
-            let before = record;
-            for (process, session) in live.iter().zip(&sessions) {
-                let decision = self.decide((record, *process, session, gone, 0, [0; SLOTS]));
-                if let SlotStep::Commit(commit) | SlotStep::HandBack(_, commit) = decision.step {
-                    let commit = self.commits.number(&commit);
-                    record = self.apply(record, commit).1;
-                }
-            }
-            if record == before {
-                break;
-            }
+        let nobody = [false; 2 * PROCESSES];
+        let mut record = self.settle(scene, scene.record, &live, nobody);
+        for _ in 0..SLOTS {
+            record = self.act_on(scene, record, live[0], nobody, true);
+            record = self.settle(scene, record, &live, nobody);
         }
+        let held = view(self.records.get(record));
+        assert!(held.iter().all(|slot| slot.incarnation.is_some()), "a slot stays free: {scene:?}");
+        let record = self.settle(scene, scene.record, &live, gone);
         let held = view(self.records.get(record));
         let of =
             |session: &str| held.iter().filter(|slot| slot.incarnation.as_deref() == Some(session)).count();

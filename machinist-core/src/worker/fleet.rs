@@ -173,6 +173,7 @@ impl RoleBuilder {
             runs: BTreeMap::new(),
             resting: BTreeMap::new(),
             given_up: BTreeMap::new(),
+            free_since: BTreeMap::new(),
             former: HashSet::new(),
             session: None,
             greatest_epoch: 0,
@@ -260,6 +261,8 @@ struct Keeper {
     resting: BTreeMap<u32, Instant>,
     /// Slots that were handed back, or perhaps were, with their epochs.
     given_up: BTreeMap<u32, u64>,
+    /// Free slots, with the time at which this process first found them free.
+    free_since: BTreeMap<u32, Instant>,
     session: Option<SessionId>,
     /// Sessions of this process that are gone. What ran under them has ended.
     former: HashSet<SessionId>,
@@ -335,9 +338,16 @@ impl Keeper {
     /// Returns the time until the next look, if nothing happens.
     fn wait(&self) -> Duration {
         let rested = self.resting.values().min();
-        let until_rested = rested.map(|rested| rested.saturating_duration_since(Instant::now()));
+        let overdue =
+            self.free_since.values().map(|since| *since + self.patience()).filter(|at| *at > Instant::now());
+        let next = rested.copied().into_iter().chain(overdue).min();
         let wait = jittered(self.worker.sessions.lease().renewal());
-        until_rested.map_or(wait, |until| until.min(wait))
+        next.map_or(wait, |at| at.saturating_duration_since(Instant::now()).min(wait))
+    }
+
+    /// Time for which a slot is left to the processes that hold too few.
+    fn patience(&self) -> Duration {
+        2 * self.worker.sessions.lease().renewal()
     }
 
     /// Notes the session of this process. What ran under an earlier one ends.
@@ -356,7 +366,11 @@ impl Keeper {
             None => self.read().await?,
         };
         let decision = self.decide(&facts, session);
-        let SlotDecision { held, watched, greatest_epoch, step } = decision;
+        let SlotDecision { held, free, watched, greatest_epoch, step } = decision;
+        self.free_since.retain(|slot, _| free.contains(slot));
+        for slot in free {
+            self.free_since.entry(slot).or_insert_with(Instant::now);
+        }
         self.greatest_epoch = self.greatest_epoch.max(greatest_epoch);
         watched.iter().for_each(|session| self.worker.sessions.peers.watch(session));
         self.cut_off(|slot, run| held.get(&slot) != Some(&run.epoch)).await;
@@ -400,6 +414,9 @@ impl Keeper {
         let worker = &self.worker;
         let name = worker.sessions.held_name();
         let unwanted = self.resting.keys().copied().collect();
+        let is_overdue = |since: &Instant| since.elapsed() >= self.patience();
+        let overdue =
+            self.free_since.iter().filter(|(_, since)| is_overdue(since)).map(|(slot, _)| *slot).collect();
         let candidate = Candidate {
             record: &self.record,
             layout: &self.layout,
@@ -408,6 +425,7 @@ impl Keeper {
             unwanted: &unwanted,
             given_up: &self.given_up,
             greatest_epoch: self.greatest_epoch,
+            overdue: &overdue,
         };
         let gone =
             |session: &SessionId| self.former.contains(session) || worker.sessions.peers.is_gone(session);
