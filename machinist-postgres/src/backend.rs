@@ -1,6 +1,6 @@
 //! PostgreSQL as a result backend.
 
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
 use async_trait::async_trait;
 use machinist_adapter::{
@@ -44,6 +44,10 @@ impl Diagnose for PostgresBackend {
 impl Backend for PostgresBackend {
     fn capabilities(&self) -> BackendCapabilities {
         BackendCapabilities { durable: true, shared: true }
+    }
+
+    fn adapter(&self) -> Option<&dyn Any> {
+        Some(self)
     }
 
     async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {

@@ -1,6 +1,6 @@
 //! PostgreSQL as a broker.
 
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
 use async_trait::async_trait;
 use machinist_adapter::{
@@ -60,6 +60,10 @@ impl Diagnose for PostgresBroker {
 impl Broker for PostgresBroker {
     fn capabilities(&self) -> BrokerCapabilities {
         BrokerCapabilities { durable: true, shared: true, priority: true, max_delay: None }
+    }
+
+    fn adapter(&self) -> Option<&dyn Any> {
+        Some(self)
     }
 
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {

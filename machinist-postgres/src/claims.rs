@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    error::PostgresError,
+    error::{ErrorKind, PostgresError},
     holders,
     link::Link,
     messages::{self, ClaimedMessage},
@@ -226,7 +226,11 @@ impl Claims {
             return;
         }
         self.lose_what_is_over();
-        let outcome = Box::pin(self.try_step()).await;
+        let mut outcome = Box::pin(self.try_step()).await;
+        if is_asked && outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Lost) {
+            // That the connection was lost long ago is only seen by using it.
+            outcome = Box::pin(self.try_step()).await;
+        }
         match &outcome {
             Ok(()) => {
                 self.retry_at = None;

@@ -35,7 +35,7 @@ async fn questions(link: &Arc<Link>) -> Result<Vec<Finding>, PostgresError> {
 }
 
 async fn one(link: &Link, sql: &'static str) -> Result<Row, PostgresError> {
-    let rows = link.query(sql, &[]).await?;
+    let rows = link.query_again(sql, &[]).await?;
     rows.into_iter().next().ok_or_else(|| PostgresError::lost("the server gave no answer"))
 }
 

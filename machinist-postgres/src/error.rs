@@ -67,6 +67,11 @@ impl PostgresError {
         Self::new(kind, format!("{said}{separator}{remedy}"))
     }
 
+    /// Returns `true` if another try may succeed although nobody changes anything.
+    pub fn may_pass(&self) -> bool {
+        matches!(self.kind, ErrorKind::Lost | ErrorKind::Busy)
+    }
+
     pub(crate) fn kind(&self) -> ErrorKind {
         self.kind
     }

@@ -9,7 +9,11 @@ use std::{
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Row, Statement, types::ToSql};
 
-use crate::{connect::Connector, error::PostgresError, text::quoted};
+use crate::{
+    connect::Connector,
+    error::{ErrorKind, PostgresError},
+    text::quoted,
+};
 
 /// Maximum time for which a request is waited for. It may have been carried out after that.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,14 +34,11 @@ pub(crate) struct Link {
 struct LinkState {
     session: Option<Arc<Session>>,
     failure: Option<(Instant, PostgresError)>,
-    /// Number of connections opened so far.
-    opened: u64,
 }
 
 /// An open connection.
 struct Session {
     client: Client,
-    number: u64,
     statements: Mutex<HashMap<&'static str, Statement>>,
 }
 
@@ -47,28 +48,31 @@ impl Link {
         Self { connector, schema, session: tokio::sync::Mutex::default() }
     }
 
-    /// Runs one statement in a transaction of its own and returns its rows. `{s}` in the text stands for the schema.
+    /// Runs a statement that may be run twice: once more if the connection was lost meanwhile, which is only seen by using it.
+    pub(crate) async fn query_again(
+        &self,
+        sql: &'static str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, PostgresError> {
+        match self.query(sql, params).await {
+            Err(error) if error.kind() == ErrorKind::Lost => self.query(sql, params).await,
+            answer => answer,
+        }
+    }
+
+    /// Runs one statement in a separate transaction and returns its rows. `{s}` in the text stands for the schema.
     pub(crate) async fn query(
         &self,
         sql: &'static str,
         params: Params<'_>,
     ) -> Result<Vec<Row>, PostgresError> {
-        self.numbered_query(sql, params).await.map(|(rows, _)| rows)
-    }
-
-    /// The same; also returns the number of the connection, which grows with each that is opened.
-    pub(crate) async fn numbered_query(
-        &self,
-        sql: &'static str,
-        params: Params<'_>,
-    ) -> Result<(Vec<Row>, u64), PostgresError> {
         let session = self.session().await?;
         let answer = timeout(REQUEST_TIMEOUT, async {
             let statement = session.prepared(sql, &self.schema).await?;
             session.client.query(&statement, params).await
         });
         match answer.await {
-            Ok(Ok(rows)) => Ok((rows, session.number)),
+            Ok(Ok(rows)) => Ok(rows),
             Ok(Err(error)) => {
                 if session.client.is_closed() || PostgresError::spoils_connection(&error) {
                     self.forget(&session).await;
@@ -95,9 +99,7 @@ impl Link {
         }
         match self.connector.open(Box::new(|_| ())).await {
             Ok(client) => {
-                state.opened += 1;
-                let number = state.opened;
-                let session = Arc::new(Session { client, number, statements: Mutex::default() });
+                let session = Arc::new(Session { client, statements: Mutex::default() });
                 state.failure = None;
                 state.session = Some(Arc::clone(&session));
                 Ok(session)

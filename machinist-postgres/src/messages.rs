@@ -121,7 +121,7 @@ pub(crate) async fn declare(link: &Link, targets: &[Target]) -> Result<(), Postg
         targets.iter().map(|target| escape(target.queue().as_str()).into_owned()).collect();
     let dead: Vec<bool> = targets.iter().map(is_dead).collect();
     let sql = "INSERT INTO {s}.queues (name, dead) SELECT * FROM unnest($1::text[], $2::boolean[]) ON CONFLICT DO NOTHING";
-    link.query(sql, &[&names, &dead]).await.map(drop)
+    link.query_again(sql, &[&names, &dead]).await.map(drop)
 }
 
 /// Message that was claimed for a subscription.
@@ -249,7 +249,7 @@ pub(crate) fn targets(rows: &[Row]) -> Result<Vec<Target>, PostgresError> {
 /// Returns the time until the next delayed message is due; `None` if there is none.
 pub(crate) async fn next_due(link: &Link) -> Result<Option<Duration>, PostgresError> {
     let sql = "SELECT due - {s}.now_micros() FROM {s}.messages WHERE delayed ORDER BY due LIMIT 1";
-    let rows = link.query(sql, &[]).await?;
+    let rows = link.query_again(sql, &[]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let micros: i64 = row.try_get(0).map_err(|error| PostgresError::of(&error))?;
     Ok(Some(Duration::from_micros(u64::try_from(micros).unwrap_or(0))))
@@ -267,7 +267,7 @@ pub(crate) async fn depth(link: &Link, queues: &[QueueName]) -> Result<Vec<Queue
            (SELECT count(*) FROM {s}.messages m WHERE m.queue = g.name AND m.dead AND m.holder IS NULL AND NOT m.delayed) END, \
          (SELECT count(*) FROM {s}.holders h, unnest(h.queues) AS c WHERE h.expires > clock_timestamp() AND c = g.name) \
          FROM unnest($1::text[]) WITH ORDINALITY AS g (name, place) ORDER BY g.place";
-    let rows = link.query(sql, &[&names]).await?;
+    let rows = link.query_again(sql, &[&names]).await?;
     let explained = |error| PostgresError::of(&error);
     let count = |row: &Row, column| -> Result<Option<u64>, PostgresError> {
         let count: Option<i64> = row.try_get(column).map_err(explained)?;

@@ -50,8 +50,9 @@ pub(crate) struct RecordWrite<'a> {
 /// Reads records, in the order of the ids. There is at least one id.
 pub(crate) async fn read_stored(link: &Link, ids: &[RecordId]) -> Result<ReadRecords, PostgresError> {
     let (kinds, names) = columns(ids.iter());
-    let rows =
-        link.query("SELECT version, expires, facts, now FROM {s}.read($1, $2)", &[&kinds, &names]).await?;
+    let rows = link
+        .query_again("SELECT version, expires, facts, now FROM {s}.read($1, $2)", &[&kinds, &names])
+        .await?;
     let explained = |error| PostgresError::of(&error);
     let mut now = Timestamp::from_micros(i64::MIN);
     let mut records = Vec::with_capacity(ids.len());
@@ -105,7 +106,7 @@ pub(crate) async fn read(
             return Ok(read.records.into_iter().map(|record| record.map(|record| record.facts)).collect());
         }
         let (kinds, names) = columns(expired.into_iter());
-        link.query(
+        link.query_again(
             "DELETE FROM {s}.records r USING unnest($1::text[], $2::text[]) AS g (kind, name) \
              WHERE r.kind = g.kind AND r.name = g.name AND r.expires <= {s}.now_micros()",
             &[&kinds, &names],
@@ -144,7 +145,7 @@ fn columns<'a>(ids: impl Iterator<Item = &'a RecordId>) -> (Vec<&'static str>, V
 
 /// Returns the current time of the server.
 pub(crate) async fn now(link: &Link) -> Result<Timestamp, PostgresError> {
-    let rows = link.query("SELECT {s}.now_micros()", &[]).await?;
+    let rows = link.query_again("SELECT {s}.now_micros()", &[]).await?;
     let row = rows.first().ok_or_else(|| PostgresError::lost("the server did not tell the time"))?;
     row.try_get(0).map(Timestamp::from_micros).map_err(|error| PostgresError::of(&error))
 }
@@ -152,7 +153,7 @@ pub(crate) async fn now(link: &Link) -> Result<Timestamp, PostgresError> {
 /// Deletes up to `limit` records whose time is over. Returns the number.
 pub(crate) async fn sweep(link: &Link, limit: i64) -> Result<usize, PostgresError> {
     let rows = link
-        .query(
+        .query_again(
             "DELETE FROM {s}.records WHERE (kind, name) IN (SELECT kind, name FROM {s}.records \
              WHERE expires <= {s}.now_micros() ORDER BY expires LIMIT $1 FOR UPDATE SKIP LOCKED) RETURNING 1",
             &[&limit],
@@ -188,7 +189,7 @@ pub(crate) async fn update_indexes(link: &Link, updates: Vec<IndexUpdate>) -> Re
         }
     }
     if !lists.is_empty() {
-        link.query(
+        link.query_again(
             "INSERT INTO {s}.notes (list, member, at) SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[]) \
              ON CONFLICT (list, member) DO UPDATE SET at = excluded.at",
             &[&lists, &members, &instants],
@@ -196,7 +197,7 @@ pub(crate) async fn update_indexes(link: &Link, updates: Vec<IndexUpdate>) -> Re
         .await?;
     }
     if !removed.is_empty() {
-        link.query(
+        link.query_again(
             "DELETE FROM {s}.notes n USING unnest($1::text[], $2::text[]) AS g (list, member) \
              WHERE n.list = g.list AND n.member = g.member",
             &[&removed_from, &removed],
@@ -219,7 +220,7 @@ pub(crate) async fn list(
     };
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let rows = link
-        .query(
+        .query_again(
             "SELECT at, member FROM {s}.notes WHERE list = $1 AND (at, member) > ($2, $3) ORDER BY at, member LIMIT $4",
             &[&escape(&index.name()), &at, &member, &limit],
         )

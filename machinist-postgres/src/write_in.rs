@@ -6,7 +6,7 @@
 use std::error::Error;
 
 use machinist_adapter::{
-    backend::{Commit, Expiry},
+    backend::{Commit, Expiry, IndexUpdate},
     broker::{Publish, PublishError},
     facts::Facts,
 };
@@ -132,6 +132,36 @@ impl PostgresBackend {
             (&self.store.identity, Type::TEXT),
         ];
         let written = transaction.execute_typed(&sql, &values).await;
+        written.map(drop).map_err(|error| WriteInError::Statement(error.into()))
+    }
+
+    /// Changes an index in a transaction of the application.
+    ///
+    /// # Errors
+    /// [`WriteInError`].
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the index changed in the transaction or not: roll it back.
+    pub async fn note_in(
+        &self,
+        transaction: &Transaction<'_>,
+        update: &IndexUpdate,
+    ) -> Result<(), WriteInError> {
+        let (index, member, at) = match update {
+            IndexUpdate::Put { index, at, member } => (index, member, Some(at.as_micros())),
+            IndexUpdate::Remove { index, member } => (index, member, None),
+        };
+        let sql = match at {
+            Some(_) => {
+                "INSERT INTO {s}.notes (list, member, at) VALUES ($1, $2, $3) \
+                 ON CONFLICT (list, member) DO UPDATE SET at = excluded.at"
+            }
+            None => "DELETE FROM {s}.notes WHERE list = $1 AND member = $2 AND $3::bigint IS NULL",
+        };
+        let (list, member) = (escape(&index.name()).into_owned(), escape(member));
+        let values: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&list, Type::TEXT), (&member, Type::TEXT), (&at, Type::INT8)];
+        let written = transaction.execute_typed(&sql.replace("{s}", &self.store.schema), &values).await;
         written.map(drop).map_err(|error| WriteInError::Statement(error.into()))
     }
 

@@ -95,6 +95,10 @@ pub mod redis {
     pub use machinist_backend_redis::*;
 }
 
+/// Broker and result backend in one PostgreSQL, and sends in a transaction of the application.
+#[cfg(feature = "postgres")]
+pub mod postgres;
+
 /// Broker and result backend in one SQLite file: the embedded default.
 #[cfg(feature = "sqlite")]
 pub mod sqlite {
