@@ -41,6 +41,7 @@
 //! | `amqp` | yes | the broker over RabbitMQ, module `amqp` |
 //! | `redis` | yes | the backend over Redis, module `redis` |
 //! | `sqlite` | yes | broker and backend in one file, module `sqlite`; compiles SQLite, which is C |
+//! | `postgres` | no | broker and backend in one PostgreSQL, and sends in transactions, module `postgres` |
 //! | `macros` | yes | `#[machinist::task]`, `WireArg` and `TaskFailure` |
 //! | `machinery` | no | the format of queues of Go machinery, module `machinery` |
 //! | `otel` | no | spans of tasks join the trace of their sender |

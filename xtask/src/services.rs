@@ -9,6 +9,7 @@ mod control;
 mod install;
 mod ports;
 mod postgres;
+mod postgres_alone;
 mod process;
 mod rabbitmq;
 mod redis;
@@ -24,7 +25,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub use self::control::Server;
+pub use self::{control::Server, postgres_alone::PostgresServer};
 pub(crate) use self::{
     install::{SERVERS, install_missing},
     release::{Major, Release},

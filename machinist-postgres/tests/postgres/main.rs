@@ -4,5 +4,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod arrows;
 mod conformance;
+mod faults;
+mod foreign;
+mod migrations;
+mod send_in;
 mod support;

@@ -1,7 +1,12 @@
 //! Shared parts of the adapter's tests: a schema for each test, and a connection that is not machinist.
 
+use std::time::Duration;
+
 use machinist_conformance::{Proxy, service_url};
-use machinist_core::id::TaskId;
+use machinist_core::{
+    broker::{Broker, Consume, Consumer, Message, Publish, PublishError, Target},
+    id::{QueueName, TaskId},
+};
 use machinist_postgres::{PostgresOptions, PostgresStore, tokio_postgres};
 
 /// Environment variable with the URL of the server.
@@ -70,4 +75,32 @@ pub(crate) async fn side_door(url: &str) -> tokio_postgres::Client {
 /// A proxy in front of the test server, and the URL that leads through it.
 pub(crate) async fn proxy(url: &str) -> (Proxy, String) {
     Proxy::before(url).await.expect("a free port")
+}
+
+pub(crate) fn queue(name: &str) -> QueueName {
+    QueueName::parse(name).unwrap()
+}
+
+pub(crate) async fn try_publish(
+    broker: &dyn Broker,
+    queue: &QueueName,
+    number: usize,
+) -> Result<(), PublishError> {
+    let message = Message { body: number.to_string().into(), ..Message::default() };
+    let publish = Publish { target: Target::Queue(queue.clone()), message, delay: Duration::ZERO };
+    broker.publish(vec![publish]).await.remove(0)
+}
+
+pub(crate) async fn publish(broker: &dyn Broker, queue: &QueueName, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        try_publish(broker, queue, number).await.unwrap();
+    }
+}
+
+pub(crate) async fn consume(broker: &dyn Broker, queue: &QueueName, prefetch: u16) -> Box<dyn Consumer> {
+    broker.consume(Consume { queues: vec![queue.clone()], prefetch }).await.unwrap()
+}
+
+pub(crate) fn number_of(message: &Message) -> usize {
+    std::str::from_utf8(&message.body).unwrap().parse().unwrap()
 }
