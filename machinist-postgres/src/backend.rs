@@ -12,7 +12,7 @@ use machinist_adapter::{
 };
 use tokio::sync::oneshot;
 
-use crate::{commits::QueuedCommit, diagnose, error::PostgresError, records, store::Store};
+use crate::{commits::AwaitedCommit, diagnose, error::PostgresError, records, store::Store};
 
 /// Result backend in a PostgreSQL. Created by [`PostgresStore::backend`](crate::PostgresStore::backend).
 ///
@@ -55,7 +55,7 @@ impl Backend for PostgresBackend {
             .into_iter()
             .map(|commit| {
                 let (caller, told) = oneshot::channel();
-                self.store.commit(QueuedCommit { commit, caller }).map(|()| told)
+                self.store.commit(AwaitedCommit { commit, caller }).map(|()| told)
             })
             .collect();
         let mut outcomes = Vec::with_capacity(asked.len());

@@ -14,7 +14,7 @@ use machinist_adapter::{
 use tokio::sync::oneshot;
 
 use crate::{
-    consumer::PostgresConsumer, diagnose, error::PostgresError, messages, publisher::QueuedPublish,
+    consumer::PostgresConsumer, diagnose, error::PostgresError, messages, publisher::AwaitedPublish,
     store::Store,
 };
 
@@ -79,7 +79,7 @@ impl Broker for PostgresBroker {
                 Err(error)
             } else {
                 let (caller, told) = oneshot::channel();
-                self.store.publish(QueuedPublish { publish, caller }).map(|()| told).map_err(|_| closed())
+                self.store.publish(AwaitedPublish { publish, caller }).map(|()| told).map_err(|_| closed())
             });
         }
         let mut outcomes = Vec::with_capacity(answers.len());

@@ -4,6 +4,8 @@
 //! the settlements are answered, and at each renewal what the server holds for this process and this process does not know is
 //! handed back.
 
+mod claim;
+
 use std::{
     collections::{BTreeSet, HashSet},
     sync::{
@@ -20,13 +22,15 @@ use tokio::{
 };
 
 use crate::{
+    claim_request::ClaimRequest,
     error::{ErrorKind, PostgresError},
     holders,
     link::Link,
-    messages::{self, ClaimedMessage},
-    notifier::{Notifier, WakeUp, queue_number},
+    messages,
+    notifier::Notifier,
     settlements::Settlements,
-    subscription::{ClaimedDelivery, Holder, LEASE, Subscription},
+    subscription::{HeldDelivery, LEASE, MessageHolder, Subscription},
+    wake_up::{StoreWakeUp, queue_number},
 };
 
 /// Time between two renewals of the lease.
@@ -43,33 +47,10 @@ const MAX_PROMOTED: i32 = 1_000;
 /// any code has counted it.
 pub(crate) const MAX_DELIVERIES: i32 = 1_000;
 
-/// Request to the claiming task.
-#[derive(Debug)]
-pub(crate) enum ClaimRequest {
-    /// Begins a subscription; answered when it is registered.
-    Subscribe(
-        Arc<Subscription>,
-        mpsc::UnboundedSender<ClaimedDelivery>,
-        oneshot::Sender<Result<(), PostgresError>>,
-    ),
-    /// Ends a subscription. Its deliveries can still be settled.
-    Unsubscribe(Arc<Subscription>),
-    /// Settles a message.
-    Settle { holder: Arc<Holder>, message: i64, queue: u64, how: Settle },
-    /// Answered when the requests before it are carried out, or cannot be.
-    Sync(oneshot::Sender<()>),
-    /// Answered when the server has answered on the connection that claims.
-    Check(oneshot::Sender<Result<(), PostgresError>>),
-    /// Something has happened.
-    WakeUp(WakeUp),
-    /// Ends all subscriptions and hands back everything.
-    End(oneshot::Sender<()>),
-}
-
 /// Consumer of this process.
-struct LocalConsumer {
+struct ClaimingConsumer {
     subscription: Arc<Subscription>,
-    deliveries: mpsc::UnboundedSender<ClaimedDelivery>,
+    deliveries: mpsc::UnboundedSender<HeldDelivery>,
     /// Numbers of its queues.
     numbers: Vec<u64>,
     /// `true` if the queues may hold messages that can be claimed.
@@ -83,8 +64,8 @@ pub(crate) struct Claims {
     link: Arc<Link>,
     notifier: Notifier,
     losses: Arc<AtomicU64>,
-    consumers: Vec<LocalConsumer>,
-    holder: Option<Arc<Holder>>,
+    consumers: Vec<ClaimingConsumer>,
+    holder: Option<Arc<MessageHolder>>,
     /// Messages that this process has claimed and not settled.
     held: HashSet<i64>,
     settlements: Settlements,
@@ -92,18 +73,18 @@ pub(crate) struct Claims {
     handed_back: BTreeSet<u64>,
     renew_at: Instant,
     poll_at: Instant,
-    /// When the next delayed message is due; `None` if there is none.
+    /// Time at which the next delayed message is due; `None` if there is none.
     due_at: Option<Instant>,
     /// `true` if `due_at` may be wrong.
     asks_due: bool,
     retry_at: Option<Instant>,
     wait: Duration,
-    waiting: Waiting,
+    waiting: ClaimCallers,
 }
 
 /// Callers that wait for the end of a step.
 #[derive(Default)]
-struct Waiting {
+struct ClaimCallers {
     subscribed: Vec<(Arc<Subscription>, oneshot::Sender<Result<(), PostgresError>>)>,
     synced: Vec<oneshot::Sender<()>>,
     checks: Vec<oneshot::Sender<Result<(), PostgresError>>>,
@@ -128,7 +109,7 @@ impl Claims {
             asks_due: true,
             retry_at: None,
             wait: WAITS.0,
-            waiting: Waiting::default(),
+            waiting: ClaimCallers::default(),
         }
     }
 
@@ -157,7 +138,7 @@ impl Claims {
         if self.consumers.is_empty() && self.holder.is_none() {
             return far;
         }
-        let claims = self.consumers.iter().any(LocalConsumer::has_capacity);
+        let claims = self.consumers.iter().any(ClaimingConsumer::has_capacity);
         let poll = if claims { self.poll_at } else { far };
         let due = self.due_at.filter(|_| claims).unwrap_or(far);
         self.renew_at.min(poll).min(due)
@@ -168,7 +149,7 @@ impl Claims {
             ClaimRequest::Subscribe(subscription, deliveries, caller) => {
                 let numbers = subscription.targets.iter().map(queue_number).collect();
                 let consumer = Arc::clone(&subscription);
-                self.consumers.push(LocalConsumer {
+                self.consumers.push(ClaimingConsumer {
                     subscription: consumer,
                     deliveries,
                     numbers,
@@ -207,7 +188,7 @@ impl Claims {
         self.retry_at = None;
     }
 
-    fn wake(&mut self, wake_up: &WakeUp) {
+    fn wake(&mut self, wake_up: &StoreWakeUp) {
         self.asks_due |= wake_up.delays || wake_up.everything;
         for consumer in &mut self.consumers {
             let is_meant = consumer.numbers.iter().any(|number| wake_up.queues.contains(number));
@@ -246,7 +227,7 @@ impl Claims {
     }
 
     fn answer(&mut self, outcome: &Result<(), PostgresError>) {
-        let Waiting { subscribed, synced, checks, ends } = std::mem::take(&mut self.waiting);
+        let ClaimCallers { subscribed, synced, checks, ends } = std::mem::take(&mut self.waiting);
         for (subscription, caller) in subscribed {
             let has_failed = outcome.is_err();
             // A caller that has stopped waiting drops its consumer, which ends the subscription.
@@ -292,7 +273,7 @@ impl Claims {
         }
         if !self.handed_back.is_empty() {
             let queues = std::mem::take(&mut self.handed_back);
-            self.wake(&WakeUp { queues: queues.clone(), ..WakeUp::default() });
+            self.wake(&StoreWakeUp { queues: queues.clone(), ..StoreWakeUp::default() });
             self.notifier.others_queues_changed(queues, false);
         }
         if !self.waiting.checks.is_empty() {
@@ -339,7 +320,7 @@ impl Claims {
                     self.lose("another process has found its lease expired");
                 }
                 let id = holders::register(&self.link, LEASE, &queues).await?;
-                self.holder = Some(Arc::new(Holder::new(id, asked)));
+                self.holder = Some(Arc::new(MessageHolder::new(id, asked)));
                 self.consumers.iter_mut().for_each(|consumer| consumer.may_have_ready = true);
             }
         }
@@ -355,7 +336,7 @@ impl Claims {
             return;
         }
         let queues: BTreeSet<u64> = targets.iter().map(queue_number).collect();
-        self.wake(&WakeUp { queues: queues.clone(), ..WakeUp::default() });
+        self.wake(&StoreWakeUp { queues: queues.clone(), ..StoreWakeUp::default() });
         self.notifier.others_queues_changed(queues, false);
     }
 
@@ -377,93 +358,6 @@ impl Claims {
             }
             self.found(&promoted);
         }
-    }
-
-    async fn claim_for_all(&mut self) -> Result<(), PostgresError> {
-        let Some(holder) = self.holder.clone() else { return Ok(()) };
-        for place in 0..self.consumers.len() {
-            while self.consumers[place].may_have_ready && self.consumers[place].has_capacity() {
-                self.claim(place, &holder).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Claims an equal share from each queue of a consumer, then fills the remaining capacity from those that hold more.
-    async fn claim(&mut self, place: usize, holder: &Arc<Holder>) -> Result<(), PostgresError> {
-        let consumer = &self.consumers[place];
-        let subscription = Arc::clone(&consumer.subscription);
-        let (capacity, first) = (subscription.capacity(), consumer.first);
-        let count = subscription.targets.len().max(1);
-        let share = capacity.messages.div_ceil(count);
-        let mut rest = capacity.messages;
-        let mut is_drained = true;
-        let rounds: &[usize] = if count > 1 { &[share, capacity.messages] } else { &[capacity.messages] };
-        for per_queue in rounds {
-            for step in 0..subscription.targets.len() {
-                let limit = rest.min(*per_queue);
-                if limit == 0 {
-                    is_drained = false;
-                    break;
-                }
-                let target = &subscription.targets[(first + step) % count];
-                let claimed = messages::claim(&self.link, holder.id, target, limit).await?;
-                is_drained &= claimed.len() < limit;
-                rest -= claimed.len().min(rest);
-                self.held.extend(claimed.iter().map(|claimed| claimed.id));
-                self.deliver(place, claimed, capacity, holder).await?;
-            }
-        }
-        let consumer = &mut self.consumers[place];
-        consumer.first = (first + 1) % count;
-        consumer.may_have_ready = !is_drained;
-        Ok(())
-    }
-
-    /// Passes messages to a consumer. What it cannot take is handed back; what was delivered too often becomes a dead letter.
-    async fn deliver(
-        &mut self,
-        place: usize,
-        claimed: Vec<ClaimedMessage>,
-        capacity: crate::subscription::Capacity,
-        holder: &Arc<Holder>,
-    ) -> Result<(), PostgresError> {
-        let is_spent = |claimed: &ClaimedMessage| {
-            matches!(claimed.target, Target::Queue(_)) && claimed.deliveries > MAX_DELIVERIES
-        };
-        let (spent, claimed): (Vec<_>, Vec<_>) = claimed.into_iter().partition(is_spent);
-        if !spent.is_empty() {
-            let ids: Vec<i64> = spent.iter().map(|spent| spent.id).collect();
-            let dead: Vec<Target> =
-                spent.iter().map(|spent| Target::DeadLetters(spent.target.queue().clone())).collect();
-            tracing::error!(
-                messages = ids.len(),
-                "messages were delivered too often; they become dead letters"
-            );
-            messages::declare(&self.link, &dead[..1]).await?;
-            holders::bury(&self.link, holder.id, &ids).await?;
-            self.held.retain(|id| !ids.contains(id));
-            self.found(&dead);
-        }
-        let consumer = &self.consumers[place];
-        let taken = consumer.subscription.use_credit(claimed.len(), capacity);
-        for claimed in claimed {
-            let (id, queue) = (claimed.id, queue_number(&claimed.target));
-            let delivery = ClaimedDelivery { claimed, pauses: capacity.pauses, holder: Arc::clone(holder) };
-            let refused = !taken || {
-                let sent = self.consumers[place].deliveries.send(delivery);
-                if sent.is_err() {
-                    self.consumers[place].subscription.settled(capacity.pauses);
-                }
-                sent.is_err()
-            };
-            if refused {
-                self.held.remove(&id);
-                self.handed_back.insert(queue);
-                self.settlements.add(holder, id, Settle::Requeue);
-            }
-        }
-        Ok(())
     }
 
     /// Takes the holder out of the table: nobody consumes, and nothing is held.
@@ -491,12 +385,5 @@ impl Claims {
                 tracing::debug!(%error, "messages could not be handed back; they come back with the lease")
             }
         }
-    }
-}
-
-impl LocalConsumer {
-    fn has_capacity(&self) -> bool {
-        // A consumer that was dropped takes nothing, and its end is on the way.
-        self.subscription.capacity().messages > 0 && !self.deliveries.is_closed()
     }
 }

@@ -14,7 +14,7 @@ use machinist_adapter::{
 /// Error of a stored value that this module did not write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a stored value is not in the format that machinist writes")]
-pub(crate) struct MalformedValue;
+pub(crate) struct MalformedColumn;
 
 pub(crate) fn encode_facts(facts: &Facts) -> Vec<u8> {
     let size = facts.iter().map(|(name, value)| name.len() + value.len() + 16).sum();
@@ -32,7 +32,7 @@ pub(crate) fn encode_facts(facts: &Facts) -> Vec<u8> {
     out
 }
 
-pub(crate) fn decode_facts(mut rest: &[u8]) -> Result<Facts, MalformedValue> {
+pub(crate) fn decode_facts(mut rest: &[u8]) -> Result<Facts, MalformedColumn> {
     let mut facts = Facts::new();
     while !rest.is_empty() {
         let name_len = read_decimal(&mut rest, b'.')?;
@@ -91,7 +91,7 @@ fn encode_header(out: &mut Vec<u8>, name: &str, value: &HeaderValue) {
 }
 
 /// Decodes headers and rare properties into a message.
-pub(crate) fn decode_headers(mut rest: &[u8], message: &mut Message) -> Result<(), MalformedValue> {
+pub(crate) fn decode_headers(mut rest: &[u8], message: &mut Message) -> Result<(), MalformedColumn> {
     while !rest.is_empty() {
         let (tag, name, raw) = read_header(&mut rest)?;
         let property = match tag {
@@ -109,16 +109,16 @@ pub(crate) fn decode_headers(mut rest: &[u8], message: &mut Message) -> Result<(
 }
 
 /// Decodes a value of at most `levels` lists and tables inside each other. More were never written.
-fn decode_value(tag: u8, mut raw: &[u8], levels: usize) -> Result<HeaderValue, MalformedValue> {
+fn decode_value(tag: u8, mut raw: &[u8], levels: usize) -> Result<HeaderValue, MalformedColumn> {
     Ok(match tag {
         b't' => HeaderValue::Text(text(raw)?.to_owned()),
-        b'i' => HeaderValue::Int(i64::from_be_bytes(raw.try_into().map_err(|_| MalformedValue)?)),
+        b'i' => HeaderValue::Int(i64::from_be_bytes(raw.try_into().map_err(|_| MalformedColumn)?)),
         b'b' => HeaderValue::Bool(raw == [1]),
         b'x' => HeaderValue::Bytes(Bytes::copy_from_slice(raw)),
-        b'f' => HeaderValue::Float(f64::from_be_bytes(raw.try_into().map_err(|_| MalformedValue)?)),
+        b'f' => HeaderValue::Float(f64::from_be_bytes(raw.try_into().map_err(|_| MalformedColumn)?)),
         b'n' => HeaderValue::Null,
         b'l' | b'm' => {
-            let levels = levels.checked_sub(1).ok_or(MalformedValue)?;
+            let levels = levels.checked_sub(1).ok_or(MalformedColumn)?;
             let mut inner = Vec::new();
             while !raw.is_empty() {
                 let (tag, name, value) = read_header(&mut raw)?;
@@ -130,13 +130,13 @@ fn decode_value(tag: u8, mut raw: &[u8], levels: usize) -> Result<HeaderValue, M
                 HeaderValue::Table(inner.into_iter().collect())
             }
         }
-        _ => return Err(MalformedValue),
+        _ => return Err(MalformedColumn),
     })
 }
 
 /// Reads one header: its tag, its name and its value.
-fn read_header<'a>(rest: &mut &'a [u8]) -> Result<(u8, &'a str, &'a [u8]), MalformedValue> {
-    let (&tag, tail) = rest.split_first().ok_or(MalformedValue)?;
+fn read_header<'a>(rest: &mut &'a [u8]) -> Result<(u8, &'a str, &'a [u8]), MalformedColumn> {
+    let (&tag, tail) = rest.split_first().ok_or(MalformedColumn)?;
     *rest = tail;
     let name_len = read_length(rest)?;
     let value_len = read_length(rest)?;
@@ -160,17 +160,17 @@ fn length(out: &mut Vec<u8>, mut number: usize) {
     out.push(number as u8);
 }
 
-fn read_length(rest: &mut &[u8]) -> Result<usize, MalformedValue> {
+fn read_length(rest: &mut &[u8]) -> Result<usize, MalformedColumn> {
     let mut number = 0usize;
     for shift in (0..35).step_by(7) {
-        let (&byte, tail) = rest.split_first().ok_or(MalformedValue)?;
+        let (&byte, tail) = rest.split_first().ok_or(MalformedColumn)?;
         *rest = tail;
         number |= usize::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
             return Ok(number);
         }
     }
-    Err(MalformedValue)
+    Err(MalformedColumn)
 }
 
 fn decimal(out: &mut Vec<u8>, number: usize) {
@@ -179,25 +179,25 @@ fn decimal(out: &mut Vec<u8>, number: usize) {
     let _ = write!(out, "{number}");
 }
 
-fn read_decimal(rest: &mut &[u8], end: u8) -> Result<usize, MalformedValue> {
-    let digits = rest.iter().take(12).position(|&byte| byte == end).ok_or(MalformedValue)?;
-    let number = text(&rest[..digits])?.parse().map_err(|_| MalformedValue)?;
+fn read_decimal(rest: &mut &[u8], end: u8) -> Result<usize, MalformedColumn> {
+    let digits = rest.iter().take(12).position(|&byte| byte == end).ok_or(MalformedColumn)?;
+    let number = text(&rest[..digits])?.parse().map_err(|_| MalformedColumn)?;
     *rest = &rest[digits + 1..];
     Ok(number)
 }
 
-fn take<'a>(rest: &mut &'a [u8], count: usize) -> Result<&'a [u8], MalformedValue> {
-    let (taken, tail) = rest.split_at_checked(count).ok_or(MalformedValue)?;
+fn take<'a>(rest: &mut &'a [u8], count: usize) -> Result<&'a [u8], MalformedColumn> {
+    let (taken, tail) = rest.split_at_checked(count).ok_or(MalformedColumn)?;
     *rest = tail;
     Ok(taken)
 }
 
-fn expect(rest: &mut &[u8], byte: u8) -> Result<(), MalformedValue> {
-    if take(rest, 1)? == [byte] { Ok(()) } else { Err(MalformedValue) }
+fn expect(rest: &mut &[u8], byte: u8) -> Result<(), MalformedColumn> {
+    if take(rest, 1)? == [byte] { Ok(()) } else { Err(MalformedColumn) }
 }
 
-fn text(raw: &[u8]) -> Result<&str, MalformedValue> {
-    std::str::from_utf8(raw).map_err(|_| MalformedValue)
+fn text(raw: &[u8]) -> Result<&str, MalformedColumn> {
+    std::str::from_utf8(raw).map_err(|_| MalformedColumn)
 }
 
 #[cfg(test)]
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(encode_headers(&Message::default()), None);
     }
 
-    fn decoded(encoded: &[u8]) -> Result<Message, MalformedValue> {
+    fn decoded(encoded: &[u8]) -> Result<Message, MalformedColumn> {
         let mut message = Message::default();
         decode_headers(encoded, &mut message).map(|()| message)
     }
@@ -263,7 +263,7 @@ mod tests {
             encode_headers(&Message { headers, ..Message::default() }).unwrap()
         };
         assert!(decoded(&nested(MAX_HEADER_DEPTH)).is_ok());
-        assert_eq!(decoded(&nested(MAX_HEADER_DEPTH + 1)), Err(MalformedValue));
+        assert_eq!(decoded(&nested(MAX_HEADER_DEPTH + 1)), Err(MalformedColumn));
     }
 
     #[test]
@@ -273,12 +273,12 @@ mod tests {
             assert!(decode_facts(facts).is_ok() == (cut == 0 || cut == 17), "cut at {cut}");
         }
         for bad in [&b"99999999999999 x"[..], b"5", b".", b"-1.2 a=b\n", b"1.1 a-b\n"] {
-            assert_eq!(decode_facts(bad), Err(MalformedValue));
+            assert_eq!(decode_facts(bad), Err(MalformedColumn));
         }
         for bad in
             [&b"t"[..], b"t\xff\xff\xff\xff\xff\xff", b"i\x01\x01ab", b"?\x01\x01ab", b"t\x01\x01\xffb"]
         {
-            assert_eq!(decoded(bad), Err(MalformedValue));
+            assert_eq!(decoded(bad), Err(MalformedColumn));
         }
     }
 }

@@ -28,7 +28,7 @@ const MAX_BYTES: usize = 4 << 20;
 const MAX_ROUNDS: u32 = 50;
 
 /// Commit with the caller that waits for it.
-pub(crate) struct QueuedCommit {
+pub(crate) struct AwaitedCommit {
     pub(crate) commit: Arc<Commit>,
     pub(crate) caller: oneshot::Sender<Result<Committed, BackendError>>,
 }
@@ -37,7 +37,7 @@ pub(crate) struct QueuedCommit {
 pub(crate) async fn work(
     link: Arc<Link>,
     notifier: Notifier,
-    mut queue: mpsc::UnboundedReceiver<QueuedCommit>,
+    mut queue: mpsc::UnboundedReceiver<AwaitedCommit>,
 ) {
     let mut arrived = Vec::new();
     while queue.recv_many(&mut arrived, MAX_COMMITS).await > 0 {
@@ -52,7 +52,7 @@ pub(crate) async fn work(
 }
 
 /// Returns the number of commits, from the first, that fit into one batch; at least one.
-fn together(queued: &[QueuedCommit]) -> usize {
+fn together(queued: &[AwaitedCommit]) -> usize {
     let mut bytes = 0;
     let fits = queued.iter().take_while(|queued| {
         let facts = queued.commit.facts.iter().chain(&queued.commit.equal_or_absent);
@@ -63,7 +63,7 @@ fn together(queued: &[QueuedCommit]) -> usize {
 }
 
 /// Makes the commits of a batch and tells each caller.
-async fn make(link: &Link, notifier: &Notifier, batch: Vec<QueuedCommit>) {
+async fn make(link: &Link, notifier: &Notifier, batch: Vec<AwaitedCommit>) {
     let commits: Vec<Arc<Commit>> = batch.iter().map(|queued| Arc::clone(&queued.commit)).collect();
     let mut outcomes = commit_all(link, &commits).await;
     if let Err(error) = &outcomes
@@ -80,7 +80,7 @@ async fn make(link: &Link, notifier: &Notifier, batch: Vec<QueuedCommit>) {
     }
     let outcomes = outcomes.unwrap_or_else(|error| commits.iter().map(|_| Err(error.clone())).collect());
     notifier.records_changed(commits.iter().zip(&outcomes).filter_map(|(commit, outcome)| {
-        // After an error nobody knows whether it was made.
+        // After an error it may have been made.
         let refused = matches!(outcome, Ok(Committed::Refused(_)));
         (commit.wake && !refused).then_some(&commit.id)
     }));

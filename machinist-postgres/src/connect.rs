@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client, Error, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::{error::PostgresError, target::Target};
+use crate::{error::PostgresError, target::ServerTarget};
 
 /// Maximum time to open a connection, login included, over all hosts.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -17,14 +17,14 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) type OnMessage = Box<dyn FnMut(AsyncMessage) + Send>;
 
 /// A server, and how to connect to it.
-pub(crate) struct Connector {
-    pub(crate) target: Target,
+pub(crate) struct ServerConnector {
+    pub(crate) target: ServerTarget,
     tls: Tls,
     rustls: Option<MakeRustlsConnect>,
 }
 
-impl Connector {
-    pub(crate) fn new(target: Target, tls: Tls) -> Result<Self, PostgresError> {
+impl ServerConnector {
+    pub(crate) fn new(target: ServerTarget, tls: Tls) -> Result<Self, PostgresError> {
         let rustls = target.tls.then(|| client_config(&tls)).transpose();
         let rustls =
             rustls.map_err(|error| PostgresError::configuration(format!("TLS cannot be used: {error}")))?;

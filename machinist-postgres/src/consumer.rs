@@ -12,12 +12,13 @@ use tokio::{
 };
 
 use crate::{
-    claims::{ClaimRequest, MAX_DELIVERIES},
+    claim_request::ClaimRequest,
+    claims::MAX_DELIVERIES,
     error::PostgresError,
-    messages::ClaimedMessage,
-    notifier::queue_number,
+    messages::ClaimedRow,
     store::Store,
-    subscription::{ClaimedDelivery, Holder, Subscription},
+    subscription::{HeldDelivery, MessageHolder, Subscription},
+    wake_up::queue_number,
 };
 
 /// Maximum time that the server may take to answer a health check.
@@ -27,7 +28,7 @@ const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct PostgresConsumer {
     store: Arc<Store>,
     subscription: Arc<Subscription>,
-    incoming: mpsc::UnboundedReceiver<ClaimedDelivery>,
+    incoming: mpsc::UnboundedReceiver<HeldDelivery>,
     stopped: bool,
 }
 
@@ -48,7 +49,7 @@ impl PostgresConsumer {
         Ok(consumer)
     }
 
-    fn receipt(&self, claimed: &ClaimedMessage, pauses: u64, holder: Arc<Holder>) -> PostgresReceipt {
+    fn receipt(&self, claimed: &ClaimedRow, pauses: u64, holder: Arc<MessageHolder>) -> PostgresReceipt {
         PostgresReceipt {
             store: Arc::clone(&self.store),
             subscription: Arc::clone(&self.subscription),
@@ -81,7 +82,7 @@ impl PostgresConsumer {
 impl Consumer for PostgresConsumer {
     async fn next(&mut self) -> Option<Delivery> {
         while !self.stopped {
-            let ClaimedDelivery { claimed, pauses, holder } = self.incoming.recv().await?;
+            let HeldDelivery { claimed, pauses, holder } = self.incoming.recv().await?;
             let receipt = self.receipt(&claimed, pauses, holder);
             // If the lease is over, the message was handed to another process.
             if receipt.holder.is_lost() {
@@ -167,7 +168,7 @@ impl SubscriptionHealth for PostgresSubscriptionHealth {
 struct PostgresReceipt {
     store: Arc<Store>,
     subscription: Arc<Subscription>,
-    holder: Arc<Holder>,
+    holder: Arc<MessageHolder>,
     message: i64,
     queue: u64,
     /// Number of pauses of the subscription before the delivery.

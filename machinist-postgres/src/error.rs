@@ -8,11 +8,13 @@ use machinist_adapter::{
 };
 use tokio_postgres::{Error, error::SqlState};
 
-/// What helps after an error.
+/// Remedy of an error, in kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ErrorKind {
-    /// Another try: no connection, or no answer, so that nobody knows whether the request was carried out.
+    /// Another try: no connection, or no answer, so that the request may have been carried out.
     Lost,
+    /// Another try: there is no connection, and nothing was sent.
+    Away,
     /// Another try: the server has refused this one, and nothing was done.
     Busy,
     /// A person.
@@ -44,6 +46,11 @@ impl PostgresError {
         Self::new(ErrorKind::Refused, text)
     }
 
+    /// Tells that nothing was sent, for an error of opening a connection.
+    pub(crate) fn before_sending(self) -> Self {
+        if self.kind == ErrorKind::Lost { Self { kind: ErrorKind::Away, ..self } } else { self }
+    }
+
     pub(crate) fn lost(text: impl Into<Arc<str>>) -> Self {
         Self::new(ErrorKind::Lost, text)
     }
@@ -69,7 +76,7 @@ impl PostgresError {
 
     /// Returns `true` if another try may succeed although nobody changes anything.
     pub fn may_pass(&self) -> bool {
-        matches!(self.kind, ErrorKind::Lost | ErrorKind::Busy)
+        matches!(self.kind, ErrorKind::Lost | ErrorKind::Away | ErrorKind::Busy)
     }
 
     pub(crate) fn kind(&self) -> ErrorKind {
@@ -96,6 +103,7 @@ impl PostgresError {
     pub(crate) fn into_publish(self) -> PublishError {
         match self.kind {
             ErrorKind::Lost => PublishError::Unknown(Box::new(self)),
+            ErrorKind::Away => PublishError::Unavailable(Box::new(self)),
             ErrorKind::Busy => PublishError::Nacked { reason: self.text.to_string() },
             ErrorKind::Refused | ErrorKind::Record | ErrorKind::Configuration => {
                 PublishError::Rejected { reason: self.text.to_string() }
@@ -137,7 +145,7 @@ fn classify(code: &SqlState) -> (ErrorKind, &'static str) {
 impl From<PostgresError> for BackendError {
     fn from(error: PostgresError) -> Self {
         match error.kind {
-            ErrorKind::Lost | ErrorKind::Busy => Self::Unavailable(Box::new(error)),
+            ErrorKind::Lost | ErrorKind::Away | ErrorKind::Busy => Self::Unavailable(Box::new(error)),
             ErrorKind::Refused => Self::Refused { reason: error.text.to_string() },
             ErrorKind::Record => Self::Record { reason: error.text.to_string() },
             ErrorKind::Configuration => Self::Configuration(error.text.to_string()),
@@ -148,7 +156,7 @@ impl From<PostgresError> for BackendError {
 impl From<PostgresError> for BrokerError {
     fn from(error: PostgresError) -> Self {
         match error.kind {
-            ErrorKind::Lost | ErrorKind::Busy => Self::Unavailable(Box::new(error)),
+            ErrorKind::Lost | ErrorKind::Away | ErrorKind::Busy => Self::Unavailable(Box::new(error)),
             ErrorKind::Refused | ErrorKind::Record => Self::Refused { reason: error.text.to_string() },
             ErrorKind::Configuration => Self::Configuration(error.text.to_string()),
         }
@@ -182,6 +190,7 @@ mod tests {
     fn only_what_no_other_try_cures_ends_a_publish() {
         let publish = |kind| PostgresError::new(kind, "x").into_publish();
         assert!(publish(ErrorKind::Refused).is_certain() && publish(ErrorKind::Record).is_certain());
+        assert!(matches!(publish(ErrorKind::Away), PublishError::Unavailable(_)));
         assert!(!publish(ErrorKind::Lost).is_certain() && !publish(ErrorKind::Busy).is_certain());
     }
 }

@@ -49,8 +49,7 @@ pub(crate) async fn release_unknown(
     holder: i64,
     known: &[i64],
 ) -> Result<Vec<Target>, PostgresError> {
-    let sql = "UPDATE {s}.messages m SET holder = NULL WHERE m.holder = $1 \
-               AND NOT EXISTS (SELECT 1 FROM unnest($2::bigint[]) AS k (id) WHERE k.id = m.id) RETURNING m.queue, m.dead";
+    let sql = "SELECT queue, dead FROM {s}.release($1, $2)";
     targets(&link.query(sql, &[&holder, &known]).await?)
 }
 
@@ -62,8 +61,7 @@ pub(crate) async fn reap(link: &Link) -> Result<Vec<Target>, PostgresError> {
 /// Takes a holder out, and hands back what it holds. Returns the queues of the messages.
 pub(crate) async fn leave(link: &Link, holder: i64) -> Result<Vec<Target>, PostgresError> {
     link.query("DELETE FROM {s}.holders WHERE id = $1", &[&holder]).await?;
-    let sql = "UPDATE {s}.messages SET holder = NULL WHERE holder = $1 RETURNING queue, dead";
-    targets(&link.query(sql, &[&holder]).await?)
+    release_unknown(link, holder, &[]).await
 }
 
 /// Makes messages of a holder dead letters.

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! # How it works
-//! Everything lies in one schema. A published message is a row, and `Ok` means that its transaction is committed. A process
+//! Everything is in one schema. A published message is a row, and `Ok` means that its transaction is committed. A process
 //! that consumes is a *holder*: a row with a lease. A claim writes the holder into rows that it takes with `FOR UPDATE SKIP
 //! LOCKED`; no transaction stays open while a task runs. Callers share statements: what arrives while one is under way
 //! goes together in the next.
@@ -38,6 +38,7 @@
 
 mod backend;
 mod broker;
+mod claim_request;
 mod claims;
 mod codec;
 mod commits;
@@ -52,6 +53,7 @@ mod messages;
 mod migrate;
 mod notifier;
 mod options;
+mod postgres_store;
 mod publisher;
 mod records;
 mod runtime;
@@ -60,6 +62,7 @@ mod store;
 mod subscription;
 mod target;
 mod text;
+mod wake_up;
 mod watches;
 mod write_in;
 
@@ -69,7 +72,7 @@ pub use error::PostgresError;
 pub use migrate::{Migration, MigrationState, Migrations};
 pub use notifier::NOTIFY_INTERVAL;
 pub use options::{PostgresOptions, SchemaMode};
-pub use store::PostgresStore;
+pub use postgres_store::PostgresStore;
 pub use target::{check_url, is_over_tls};
 pub use tokio_postgres;
 pub use write_in::WriteInError;

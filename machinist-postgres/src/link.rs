@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Row, Statement, types::ToSql};
 
 use crate::{
-    connect::Connector,
+    connect::ServerConnector,
     error::{ErrorKind, PostgresError},
     text::quoted,
 };
@@ -25,7 +25,7 @@ pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// One connection, opened at its first use and again after it was lost. Requests of several callers share it.
 pub(crate) struct Link {
-    connector: Arc<Connector>,
+    connector: Arc<ServerConnector>,
     schema: String,
     session: tokio::sync::Mutex<LinkState>,
 }
@@ -43,7 +43,7 @@ struct Session {
 }
 
 impl Link {
-    pub(crate) fn new(connector: Arc<Connector>) -> Self {
+    pub(crate) fn new(connector: Arc<ServerConnector>) -> Self {
         let schema = quoted(&connector.target.schema);
         Self { connector, schema, session: tokio::sync::Mutex::default() }
     }
@@ -105,6 +105,7 @@ impl Link {
                 Ok(session)
             }
             Err(error) => {
+                let error = error.before_sending();
                 state.failure = Some((Instant::now(), error.clone()));
                 Err(error)
             }

@@ -9,11 +9,11 @@ use tokio::{
 use tokio_postgres::AsyncMessage;
 
 use crate::{
-    claims::ClaimRequest,
-    connect::Connector,
+    claim_request::ClaimRequest,
+    connect::ServerConnector,
     error::PostgresError,
-    notifier::{WakeUp, channel},
     text::quoted,
+    wake_up::{StoreWakeUp, channel},
     watches::Watches,
 };
 
@@ -24,7 +24,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Waits before another connection: the first, and the longest.
 const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// What a listener wakes.
+/// Watchers and consumers that a listener wakes.
 #[derive(Clone)]
 pub(crate) struct Woken {
     pub(crate) watches: Arc<Watches>,
@@ -32,7 +32,7 @@ pub(crate) struct Woken {
 }
 
 impl Woken {
-    fn wake(&self, wake_up: WakeUp) {
+    fn wake(&self, wake_up: StoreWakeUp) {
         if wake_up.everything {
             self.watches.wake_all();
         }
@@ -45,7 +45,7 @@ impl Woken {
 }
 
 /// Listens from the first request on, for as long as the store exists.
-pub(crate) async fn work(connector: Arc<Connector>, woken: Woken, requested: Arc<Notify>) {
+pub(crate) async fn work(connector: Arc<ServerConnector>, woken: Woken, requested: Arc<Notify>) {
     requested.notified().await;
     let mut wait = WAITS.0;
     loop {
@@ -60,7 +60,7 @@ pub(crate) async fn work(connector: Arc<Connector>, woken: Woken, requested: Arc
 }
 
 async fn listen(
-    connector: &Connector,
+    connector: &ServerConnector,
     woken: &Woken,
     wait: &mut Duration,
 ) -> Result<std::convert::Infallible, PostgresError> {
@@ -68,7 +68,7 @@ async fn listen(
     let client = connector
         .open(Box::new(move |message| {
             if let AsyncMessage::Notification(notification) = message {
-                heard.wake(WakeUp::parse(notification.payload()));
+                heard.wake(StoreWakeUp::parse(notification.payload()));
             }
         }))
         .await?;
@@ -80,7 +80,7 @@ async fn listen(
         .map_err(explained)?;
     *wait = WAITS.0;
     // What happened before was not heard.
-    woken.wake(WakeUp::everything());
+    woken.wake(StoreWakeUp::everything());
     loop {
         // The end of the connection is seen at the latest by the next question.
         let mut waited = Duration::ZERO;

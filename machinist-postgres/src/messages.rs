@@ -126,7 +126,7 @@ pub(crate) async fn declare(link: &Link, targets: &[Target]) -> Result<(), Postg
 
 /// Message that was claimed for a subscription.
 #[derive(Debug)]
-pub(crate) struct ClaimedMessage {
+pub(crate) struct ClaimedRow {
     pub(crate) id: i64,
     pub(crate) target: Target,
     /// Number of deliveries with this one.
@@ -140,7 +140,7 @@ pub(crate) async fn claim(
     holder: i64,
     target: &Target,
     limit: usize,
-) -> Result<Vec<ClaimedMessage>, PostgresError> {
+) -> Result<Vec<ClaimedRow>, PostgresError> {
     let limit = i32::try_from(limit).unwrap_or(i32::MAX);
     let sql = "SELECT id, rank, due, deliveries, task, kind, content_type, app_id, sent, priority, headers, body \
                FROM {s}.claim($1, $2, $3, $4)";
@@ -154,7 +154,7 @@ pub(crate) async fn claim(
         let due: i64 = row.try_get(2).map_err(explained)?;
         let deliveries = row.try_get(3).map_err(explained)?;
         let message = message(id, row);
-        claimed.push(((rank, due, id), ClaimedMessage { id, target: target.clone(), deliveries, message }));
+        claimed.push(((rank, due, id), ClaimedRow { id, target: target.clone(), deliveries, message }));
     }
     // An update guarantees no order.
     claimed.sort_unstable_by_key(|(order, _)| *order);
@@ -164,7 +164,7 @@ pub(crate) async fn claim(
 /// Reads the message of a row. A row that another program wrote or changed must not stop its queue: it becomes a message
 /// that says what cannot be read, and that no worker runs.
 fn message(id: i64, row: &Row) -> Message {
-    let mut columns = ColumnReader { row, unreadable: Vec::new() };
+    let mut columns = RowReader { row, unreadable: Vec::new() };
     let mut message = Message {
         id: columns.text(4, "task"),
         kind: columns.text(5, "kind"),
@@ -194,12 +194,12 @@ fn message(id: i64, row: &Row) -> Message {
 }
 
 /// Reads the columns of a row, and notes those that hold something else.
-struct ColumnReader<'a> {
+struct RowReader<'a> {
     row: &'a Row,
     unreadable: Vec<&'static str>,
 }
 
-impl<'a> ColumnReader<'a> {
+impl<'a> RowReader<'a> {
     fn value<T: FromSql<'a>>(&mut self, column: usize, name: &'static str) -> Option<T> {
         self.row.try_get(column).unwrap_or_else(|_| {
             self.unreadable.push(name);
@@ -248,25 +248,17 @@ pub(crate) fn targets(rows: &[Row]) -> Result<Vec<Target>, PostgresError> {
 
 /// Returns the time until the next delayed message is due; `None` if there is none.
 pub(crate) async fn next_due(link: &Link) -> Result<Option<Duration>, PostgresError> {
-    let sql = "SELECT due - {s}.now_micros() FROM {s}.messages WHERE delayed ORDER BY due LIMIT 1";
-    let rows = link.query_again(sql, &[]).await?;
+    let rows = link.query_again("SELECT {s}.next_due()", &[]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
-    let micros: i64 = row.try_get(0).map_err(|error| PostgresError::of(&error))?;
+    let micros: Option<i64> = row.try_get(0).map_err(|error| PostgresError::of(&error))?;
+    let Some(micros) = micros else { return Ok(None) };
     Ok(Some(Duration::from_micros(u64::try_from(micros).unwrap_or(0))))
 }
 
 /// Returns the depth of queues, in their order.
 pub(crate) async fn depth(link: &Link, queues: &[QueueName]) -> Result<Vec<QueueDepth>, PostgresError> {
     let names: Vec<String> = queues.iter().map(|queue| escape(queue.as_str()).into_owned()).collect();
-    let sql = "SELECT \
-         CASE WHEN EXISTS (SELECT 1 FROM {s}.queues q WHERE q.name = g.name AND NOT q.dead) THEN \
-           (SELECT count(*) FROM {s}.messages m WHERE m.queue = g.name AND NOT m.dead AND m.holder IS NULL AND NOT m.delayed) \
-           + (SELECT count(*) FROM {s}.messages m WHERE m.delayed AND m.due <= {s}.now_micros() AND m.queue = g.name \
-              AND NOT m.dead) END, \
-         CASE WHEN EXISTS (SELECT 1 FROM {s}.queues q WHERE q.name = g.name AND q.dead) THEN \
-           (SELECT count(*) FROM {s}.messages m WHERE m.queue = g.name AND m.dead AND m.holder IS NULL AND NOT m.delayed) END, \
-         (SELECT count(*) FROM {s}.holders h, unnest(h.queues) AS c WHERE h.expires > clock_timestamp() AND c = g.name) \
-         FROM unnest($1::text[]) WITH ORDINALITY AS g (name, place) ORDER BY g.place";
+    let sql = "SELECT ready, dead_letters, consumers FROM {s}.depth($1)";
     let rows = link.query_again(sql, &[&names]).await?;
     let explained = |error| PostgresError::of(&error);
     let count = |row: &Row, column| -> Result<Option<u64>, PostgresError> {

@@ -8,7 +8,8 @@ use std::fmt::Write as _;
 use tokio_postgres::Client;
 
 use crate::{
-    connect::Connector, error::PostgresError, options::PostgresOptions, target::Target, text::quoted,
+    connect::ServerConnector, error::PostgresError, options::PostgresOptions, target::ServerTarget,
+    text::quoted,
 };
 
 /// One version of the schema.
@@ -46,7 +47,7 @@ pub struct MigrationState {
 
 /// The migrations of one schema.
 pub struct Migrations {
-    connector: Connector,
+    connector: ServerConnector,
     namespace: String,
 }
 
@@ -64,8 +65,8 @@ impl Migrations {
     /// # Errors
     /// The URL or the certificates cannot be used.
     pub fn new(url: &str, options: PostgresOptions) -> Result<Self, PostgresError> {
-        let target = Target::parse(url, &options.namespace)?;
-        Ok(Self { connector: Connector::new(target, options.tls)?, namespace: options.namespace })
+        let target = ServerTarget::parse(url, &options.namespace)?;
+        Ok(Self { connector: ServerConnector::new(target, options.tls)?, namespace: options.namespace })
     }
 
     /// Returns the state of the schema. Changes nothing.

@@ -5,10 +5,10 @@ use machinist_adapter::tls::Tls;
 /// Treatment of a schema that is missing or old.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SchemaMode {
-    /// It is created and brought to the version of this program.
+    /// Creates it, or brings it to the version of this program.
     #[default]
     Declare,
-    /// It is an error: for users who may not create tables.
+    /// Refuses it: for users who may not create tables.
     Verify,
 }
 

@@ -13,7 +13,8 @@ use crate::{
     error::{ErrorKind, PostgresError},
     link::Link,
     messages::{self, INSERT, MessageColumns},
-    notifier::{Notifier, queue_number},
+    notifier::Notifier,
+    wake_up::queue_number,
 };
 
 /// Maximum number of messages in one statement.
@@ -22,7 +23,7 @@ const MAX_MESSAGES: usize = 1_000;
 const MAX_BYTES: usize = 8 << 20;
 
 /// Message with the caller that waits for its confirm.
-pub(crate) struct QueuedPublish {
+pub(crate) struct AwaitedPublish {
     pub(crate) publish: Publish,
     pub(crate) caller: oneshot::Sender<Result<(), PublishError>>,
 }
@@ -31,9 +32,9 @@ pub(crate) struct QueuedPublish {
 pub(crate) async fn work(
     link: Arc<Link>,
     notifier: Notifier,
-    mut queue: mpsc::UnboundedReceiver<QueuedPublish>,
+    mut queue: mpsc::UnboundedReceiver<AwaitedPublish>,
 ) {
-    let mut publisher = Publisher { link, notifier, declared: HashSet::new() };
+    let mut publisher = BatchPublisher { link, notifier, declared: HashSet::new() };
     let mut arrived = Vec::new();
     while queue.recv_many(&mut arrived, MAX_MESSAGES).await > 0 {
         while !arrived.is_empty() {
@@ -45,7 +46,7 @@ pub(crate) async fn work(
 }
 
 /// Returns the number of messages, from the first, that fit into one statement; at least one.
-fn together(queued: &[QueuedPublish]) -> usize {
+fn together(queued: &[AwaitedPublish]) -> usize {
     let mut bytes = 0;
     let fits = queued.iter().take_while(|queued| {
         bytes += queued.publish.message.size();
@@ -54,15 +55,15 @@ fn together(queued: &[QueuedPublish]) -> usize {
     fits.count().max(1)
 }
 
-struct Publisher {
+struct BatchPublisher {
     link: Arc<Link>,
     notifier: Notifier,
     /// Queues that this process has declared. They are never deleted.
     declared: HashSet<Target>,
 }
 
-impl Publisher {
-    async fn publish(&mut self, batch: Vec<QueuedPublish>) {
+impl BatchPublisher {
+    async fn publish(&mut self, batch: Vec<AwaitedPublish>) {
         let (publishes, callers): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|queued| (queued.publish, queued.caller)).unzip();
         let outcomes: Vec<Result<(), PublishError>> = match self.insert(&publishes).await {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use machinist_adapter::broker::Settle;
 
-use crate::{error::PostgresError, link::Link, messages, subscription::Holder};
+use crate::{error::PostgresError, link::Link, messages, subscription::MessageHolder};
 
 /// Settlements that the server has not answered yet.
 #[derive(Debug, Default)]
@@ -12,13 +12,13 @@ pub(crate) struct Settlements(BTreeMap<i64, HolderSettlements>);
 
 #[derive(Debug)]
 struct HolderSettlements {
-    holder: Arc<Holder>,
+    holder: Arc<MessageHolder>,
     done: Vec<i64>,
     back: Vec<i64>,
 }
 
 impl Settlements {
-    pub(crate) fn add(&mut self, holder: &Arc<Holder>, message: i64, how: Settle) {
+    pub(crate) fn add(&mut self, holder: &Arc<MessageHolder>, message: i64, how: Settle) {
         let waiting = self.0.entry(holder.id).or_insert_with(|| HolderSettlements {
             holder: Arc::clone(holder),
             done: Vec::new(),

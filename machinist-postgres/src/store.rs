@@ -1,4 +1,4 @@
-//! The entry point of the crate: a connected server, which provides a broker and a backend.
+//! The tasks and connections that broker and backend share.
 
 use std::{
     fmt,
@@ -13,20 +13,18 @@ use machinist_adapter::broker::Target;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
-    PostgresBackend, PostgresBroker,
-    claims::{ClaimRequest, Claims},
-    commits::{self, QueuedCommit},
-    connect::Connector,
+    claim_request::ClaimRequest,
+    claims::Claims,
+    commits::{self, AwaitedCommit},
+    connect::ServerConnector,
     error::PostgresError,
     link::Link,
     listener::{self, Woken},
-    messages, migrate,
+    messages,
     notifier::Notifier,
-    options::{PostgresOptions, SchemaMode},
-    publisher::{self, QueuedPublish},
+    publisher::{self, AwaitedPublish},
     records,
     runtime::StoreRuntime,
-    target::Target as ServerTarget,
     text::quoted,
     watches::Watches,
 };
@@ -35,58 +33,6 @@ use crate::{
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// Maximum number of records that one statement deletes.
 const MAX_SWEPT: i64 = 1_000;
-
-/// One PostgreSQL as broker and result backend.
-///
-/// Any number of processes may use a schema at once. Within a process, connect once and share the store. It has up to five
-/// connections, each opened at its first use: for publishes, for commits, for questions, and in a process that consumes or
-/// waits for results for claims and for wake-ups.
-#[derive(Debug, Clone)]
-pub struct PostgresStore {
-    store: Arc<Store>,
-}
-
-impl PostgresStore {
-    /// Connects, and checks the schema; creates it if that is allowed.
-    ///
-    /// The URL is `postgres://[USER[:PASSWORD]@]HOST[:PORT][,HOST[:PORT]…]/DATABASE`. Of several hosts the one that takes writes is
-    /// used. `?schema=NAME` names the schema; otherwise it is the namespace. Connections to other hosts use TLS unless the URL has
-    /// `sslmode=disable`; certificates are checked against the host's name.
-    ///
-    /// # Errors
-    /// [`PostgresError`]: the server cannot be reached or refuses, or the schema cannot be used.
-    ///
-    /// # Cancel safety
-    /// Safe: a schema that was being created is created or not.
-    pub async fn connect(url: &str, options: PostgresOptions) -> Result<Self, PostgresError> {
-        let target = ServerTarget::parse(url, &options.namespace)?;
-        let connector = Arc::new(Connector::new(target, options.tls)?);
-        let runtime = StoreRuntime::start()?;
-        let (opening, namespace) = (Arc::clone(&connector), options.namespace);
-        let may_create = options.schema_mode == SchemaMode::Declare;
-        let identity = runtime
-            .run(async move {
-                let mut client = opening.open(Box::new(|_| ())).await?;
-                let schema = &opening.target.schema;
-                migrate::ensure(&mut client, schema, &namespace, may_create).await?;
-                let sql = format!("SELECT identity FROM {}.meta", quoted(schema));
-                let row = client.query_one(&sql, &[]).await.map_err(|error| PostgresError::of(&error))?;
-                row.try_get::<_, String>(0).map_err(|error| PostgresError::of(&error))
-            })
-            .await?;
-        Ok(Self { store: Arc::new(Store::start(connector, runtime, identity)?) })
-    }
-
-    /// Returns a broker over the connected server.
-    pub fn broker(&self) -> PostgresBroker {
-        PostgresBroker::new(Arc::clone(&self.store))
-    }
-
-    /// Returns a backend over the connected server.
-    pub fn backend(&self) -> PostgresBackend {
-        PostgresBackend::new(Arc::clone(&self.store))
-    }
-}
 
 /// Tasks and connections that broker and backend share. They end when it is dropped.
 pub(crate) struct Store {
@@ -99,8 +45,8 @@ pub(crate) struct Store {
     /// Connection for questions and small changes.
     pub(crate) queries: Arc<Link>,
     claims: mpsc::UnboundedSender<ClaimRequest>,
-    publishes: mpsc::UnboundedSender<QueuedPublish>,
-    commits: mpsc::UnboundedSender<QueuedCommit>,
+    publishes: mpsc::UnboundedSender<AwaitedPublish>,
+    commits: mpsc::UnboundedSender<AwaitedCommit>,
     listens: Arc<Notify>,
     losses: Arc<AtomicU64>,
     broker_closed: AtomicBool,
@@ -116,7 +62,7 @@ impl fmt::Debug for Store {
 
 impl Store {
     fn start(
-        connector: Arc<Connector>,
+        connector: Arc<ServerConnector>,
         runtime: StoreRuntime,
         identity: String,
     ) -> Result<Self, PostgresError> {
@@ -183,11 +129,11 @@ impl Store {
         self.claims.send(request).map_err(|_| PostgresError::closed())
     }
 
-    pub(crate) fn publish(&self, publish: QueuedPublish) -> Result<(), PostgresError> {
+    pub(crate) fn publish(&self, publish: AwaitedPublish) -> Result<(), PostgresError> {
         self.publishes.send(publish).map_err(|_| PostgresError::closed())
     }
 
-    pub(crate) fn commit(&self, commit: QueuedCommit) -> Result<(), PostgresError> {
+    pub(crate) fn commit(&self, commit: AwaitedCommit) -> Result<(), PostgresError> {
         self.commits.send(commit).map_err(|_| PostgresError::closed())
     }
 

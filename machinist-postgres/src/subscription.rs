@@ -11,14 +11,14 @@ use std::{
 use machinist_adapter::broker::Target;
 use tokio::time::Instant;
 
-use crate::messages::ClaimedMessage;
+use crate::messages::ClaimedRow;
 
 /// Lease of a holder. Its messages come back that long after its last renewal.
 pub(crate) const LEASE: Duration = Duration::from_secs(15);
 
 /// The row in `holders` under which this process holds messages, until it is lost.
 #[derive(Debug)]
-pub(crate) struct Holder {
+pub(crate) struct MessageHolder {
     pub(crate) id: i64,
     lost: AtomicBool,
     origin: Instant,
@@ -26,7 +26,7 @@ pub(crate) struct Holder {
     valid_for: AtomicU64,
 }
 
-impl Holder {
+impl MessageHolder {
     /// Creates a holder whose lease was asked for at `asked`.
     pub(crate) fn new(id: i64, asked: Instant) -> Self {
         let holder = Self { id, lost: AtomicBool::new(false), origin: asked, valid_for: AtomicU64::new(0) };
@@ -57,12 +57,12 @@ impl Holder {
 pub(crate) struct Subscription {
     /// Queues that the consumer receives from.
     pub(crate) targets: Vec<Target>,
-    credit: Mutex<DeliveryCredit>,
+    credit: Mutex<ClaimCredit>,
 }
 
 /// Number of deliveries that a consumer may hold.
 #[derive(Debug)]
-struct DeliveryCredit {
+struct ClaimCredit {
     given: usize,
     /// Number of unsettled deliveries that use credit. The claiming task raises it, receipts lower it.
     used: usize,
@@ -72,7 +72,7 @@ struct DeliveryCredit {
 
 /// Number of messages that a consumer may receive now.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Capacity {
+pub(crate) struct ClaimCapacity {
     pub(crate) messages: usize,
     /// Number of pauses of the subscription. The capacity is void after another one.
     pub(crate) pauses: u64,
@@ -80,18 +80,18 @@ pub(crate) struct Capacity {
 
 impl Subscription {
     pub(crate) fn new(targets: Vec<Target>, prefetch: u16) -> Self {
-        let credit = DeliveryCredit { given: usize::from(prefetch.max(1)), used: 0, pauses: 0 };
+        let credit = ClaimCredit { given: usize::from(prefetch.max(1)), used: 0, pauses: 0 };
         Self { targets, credit: Mutex::new(credit) }
     }
 
-    fn credit(&self) -> MutexGuard<'_, DeliveryCredit> {
+    fn credit(&self) -> MutexGuard<'_, ClaimCredit> {
         self.credit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Number of messages that may be handed out until the credit is used.
-    pub(crate) fn capacity(&self) -> Capacity {
+    pub(crate) fn capacity(&self) -> ClaimCapacity {
         let credit = self.credit();
-        Capacity { messages: credit.given.saturating_sub(credit.used), pauses: credit.pauses }
+        ClaimCapacity { messages: credit.given.saturating_sub(credit.used), pauses: credit.pauses }
     }
 
     /// Adds credit.
@@ -102,12 +102,12 @@ impl Subscription {
     /// Takes all credit away.
     pub(crate) fn pause(&self) {
         let mut credit = self.credit();
-        *credit = DeliveryCredit { given: 0, used: 0, pauses: credit.pauses + 1 };
+        *credit = ClaimCredit { given: 0, used: 0, pauses: credit.pauses + 1 };
     }
 
     /// Counts `count` deliveries as handed out. Returns `false`, and counts nothing, if the consumer was paused since the
     /// capacity was asked for.
-    pub(crate) fn use_credit(&self, count: usize, capacity: Capacity) -> bool {
+    pub(crate) fn use_credit(&self, count: usize, capacity: ClaimCapacity) -> bool {
         let mut credit = self.credit();
         let valid = credit.pauses == capacity.pauses;
         if valid {
@@ -127,13 +127,13 @@ impl Subscription {
 
 /// Claimed message on its way to a consumer.
 #[derive(Debug)]
-pub(crate) struct ClaimedDelivery {
+pub(crate) struct HeldDelivery {
     /// The message.
-    pub(crate) claimed: ClaimedMessage,
+    pub(crate) claimed: ClaimedRow,
     /// Number of pauses of the subscription before the delivery.
     pub(crate) pauses: u64,
     /// The holder of the message. The claim ends with it.
-    pub(crate) holder: Arc<Holder>,
+    pub(crate) holder: Arc<MessageHolder>,
 }
 
 #[cfg(test)]
@@ -142,7 +142,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_ends_unless_it_is_renewed() {
-        let holder = Holder::new(1, Instant::now());
+        let holder = MessageHolder::new(1, Instant::now());
         tokio::time::advance(LEASE - Duration::from_millis(1)).await;
         assert!(!holder.is_lost());
         holder.renewed(Instant::now());

@@ -18,7 +18,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 
 /// A server, the schema in it, and its name for people.
 #[derive(Clone)]
-pub(crate) struct Target {
+pub(crate) struct ServerTarget {
     pub(crate) config: Config,
     pub(crate) schema: String,
     /// The URL without password.
@@ -39,14 +39,14 @@ pub fn is_over_tls(url: &str) -> bool {
     parse(url, None).is_ok_and(|target| target.tls)
 }
 
-impl Target {
+impl ServerTarget {
     /// Reads a URL. No error repeats it, since it may hold a password.
     pub(crate) fn parse(url: &str, namespace: &str) -> Result<Self, PostgresError> {
         parse(url, Some(namespace)).map_err(|why| PostgresError::configuration(format!("the URL {why}")))
     }
 }
 
-fn parse(url: &str, namespace: Option<&str>) -> Result<Target, String> {
+fn parse(url: &str, namespace: Option<&str>) -> Result<ServerTarget, String> {
     let (address, query) = url.split_once('?').unwrap_or((url, ""));
     let (mut schema, mut ssl, mut rest) = (None, None, Vec::new());
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -107,7 +107,7 @@ fn parse(url: &str, namespace: Option<&str>) -> Result<Target, String> {
     #[cfg(target_os = "linux")]
     config.tcp_user_timeout(Duration::from_secs(20));
     let location = location(&config);
-    Ok(Target { config, schema, location, tls })
+    Ok(ServerTarget { config, schema, location, tls })
 }
 
 fn check_schema(schema: &str) -> Result<(), String> {
@@ -178,8 +178,8 @@ fn decoded(text: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn target(url: &str) -> Target {
-        Target::parse(url, "shop").unwrap_or_else(|error| panic!("{url}: {error}"))
+    fn target(url: &str) -> ServerTarget {
+        ServerTarget::parse(url, "shop").unwrap_or_else(|error| panic!("{url}: {error}"))
     }
 
     #[test]
@@ -228,11 +228,11 @@ mod tests {
             ("postgres://me:secret@db/app?sslmode=prefer", "falls back"),
             ("postgres://me:secret@db/app?sslmode=secret", "known are"),
         ] {
-            let Err(error) = Target::parse(url, "machinist") else { panic!("{url} was taken") };
+            let Err(error) = ServerTarget::parse(url, "machinist") else { panic!("{url} was taken") };
             let error = error.to_string();
             assert!(error.contains(why), "{url}: {error}");
             assert!(!error.contains("me:secret"), "{error}");
         }
-        assert!(Target::parse("postgres://me@db/app", &"x".repeat(49)).is_err());
+        assert!(ServerTarget::parse("postgres://me@db/app", &"x".repeat(49)).is_err());
     }
 }

@@ -12,17 +12,17 @@ use crate::text::hash;
 
 /// Registry of the watched records of one store.
 #[derive(Debug, Default)]
-pub(crate) struct Watches(Mutex<HashMap<u64, WatchedRecord>>);
+pub(crate) struct Watches(Mutex<HashMap<u64, WatchedNumber>>);
 
 #[derive(Debug)]
-struct WatchedRecord {
+struct WatchedNumber {
     signal: watch::Sender<u64>,
     watchers: usize,
 }
 
 /// One watcher of a record. Dropping it ends the watch.
 #[derive(Debug)]
-pub(crate) struct RecordWatcher {
+pub(crate) struct NumberWatcher {
     watches: Arc<Watches>,
     number: u64,
 }
@@ -34,15 +34,15 @@ pub(crate) fn number(id: &RecordId) -> u64 {
 
 impl Watches {
     /// Watches a record. The receiver changes at every change of the record.
-    pub(crate) fn watch(self: &Arc<Self>, id: &RecordId) -> (watch::Receiver<u64>, RecordWatcher) {
+    pub(crate) fn watch(self: &Arc<Self>, id: &RecordId) -> (watch::Receiver<u64>, NumberWatcher) {
         let number = number(id);
         let mut records = self.lock();
         let record = records
             .entry(number)
-            .or_insert_with(|| WatchedRecord { signal: watch::Sender::new(0), watchers: 0 });
+            .or_insert_with(|| WatchedNumber { signal: watch::Sender::new(0), watchers: 0 });
         record.watchers += 1;
         let signal = record.signal.subscribe();
-        (signal, RecordWatcher { watches: Arc::clone(self), number })
+        (signal, NumberWatcher { watches: Arc::clone(self), number })
     }
 
     /// Wakes the watchers of one record.
@@ -59,12 +59,12 @@ impl Watches {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, WatchedRecord>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, WatchedNumber>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for RecordWatcher {
+impl Drop for NumberWatcher {
     fn drop(&mut self) {
         let mut records = self.watches.lock();
         if let Some(record) = records.get_mut(&self.number) {

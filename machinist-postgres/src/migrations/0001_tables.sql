@@ -86,7 +86,8 @@ CREATE TABLE {s}.notes (
 CREATE INDEX notes_order ON {s}.notes (list, at, member);
 
 -- The functions below have the plans that they need also while the tables are new and seem small: a plan that was made for
--- an empty table is kept for as long as its connection lives.
+-- an empty table is kept for as long as its connection lives. Without `jit = off` such a plan, whose cost is beyond all measure,
+-- would be compiled at each call.
 
 CREATE FUNCTION {s}.now_micros() RETURNS bigint LANGUAGE sql VOLATILE AS
   $$ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint $$;
@@ -95,28 +96,29 @@ CREATE FUNCTION {s}.claim(p_holder bigint, p_queue text, p_dead boolean, p_limit
 RETURNS TABLE (id bigint, due bigint, sent bigint, deliveries integer, rank smallint, priority smallint,
                task text, kind text, content_type text, app_id text, headers bytea, body bytea)
 LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off
 AS $$
 #variable_conflict use_column
+DECLARE
+  picked bigint[];
 BEGIN
   IF NOT EXISTS (SELECT 1 FROM {s}.holders h WHERE h.id = p_holder) THEN
     RETURN;
   END IF;
-  RETURN QUERY
-  WITH picked AS MATERIALIZED (
-    SELECT c.id AS picked_id FROM {s}.messages c
+  picked := ARRAY(
+    SELECT c.id FROM {s}.messages c
     WHERE c.queue = p_queue AND c.dead = p_dead AND c.holder IS NULL AND NOT c.delayed
     ORDER BY c.rank, c.due, c.id LIMIT p_limit FOR UPDATE SKIP LOCKED
-  )
-  UPDATE {s}.messages m SET holder = p_holder, deliveries = m.deliveries + 1
-  FROM picked WHERE m.id = picked.picked_id
+  );
+  RETURN QUERY
+  UPDATE {s}.messages m SET holder = p_holder, deliveries = m.deliveries + 1 WHERE m.id = ANY (picked)
   RETURNING m.id, m.due, m.sent, m.deliveries, m.rank, m.priority, m.task, m.kind, m.content_type, m.app_id,
             m.headers, m.body;
 END $$;
 
 CREATE FUNCTION {s}.settle(p_holder bigint, p_done bigint[], p_back bigint[])
 RETURNS void LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 BEGIN
   IF cardinality(p_done) > 0 THEN
@@ -129,24 +131,25 @@ END $$;
 
 CREATE FUNCTION {s}.promote(p_limit integer)
 RETURNS TABLE (queue text, dead boolean) LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
+DECLARE
+  picked bigint[];
 BEGIN
-  RETURN QUERY
-  WITH picked AS MATERIALIZED (
-    SELECT c.id AS picked_id FROM {s}.messages c
+  picked := ARRAY(
+    SELECT c.id FROM {s}.messages c
     WHERE c.delayed AND c.due <= {s}.now_micros() ORDER BY c.due LIMIT p_limit FOR UPDATE SKIP LOCKED
-  )
-  UPDATE {s}.messages m SET delayed = false FROM picked WHERE m.id = picked.picked_id
-  RETURNING m.queue, m.dead;
+  );
+  RETURN QUERY
+  UPDATE {s}.messages m SET delayed = false WHERE m.id = ANY (picked) RETURNING m.queue, m.dead;
 END $$;
 
 -- Hands back what nobody holds any more. Two statements, so that the second one sees what was claimed while the first one
 -- waited.
 CREATE FUNCTION {s}.reap()
 RETURNS TABLE (queue text, dead boolean) LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off
+SET jit = off SET enable_seqscan = off
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -157,9 +160,50 @@ BEGIN
   RETURNING m.queue, m.dead;
 END $$;
 
+-- Hands back what a holder holds and does not know.
+CREATE FUNCTION {s}.release(p_holder bigint, p_known bigint[])
+RETURNS TABLE (queue text, dead boolean) LANGUAGE plpgsql VOLATILE
+SET jit = off SET enable_seqscan = off
+AS $$
+#variable_conflict use_column
+BEGIN
+  RETURN QUERY
+  UPDATE {s}.messages m SET holder = NULL
+  WHERE m.holder = p_holder AND NOT EXISTS (SELECT 1 FROM unnest(p_known) AS k (known) WHERE k.known = m.id)
+  RETURNING m.queue, m.dead;
+END $$;
+
+-- Microseconds until the next delayed message is due; null if there is none.
+CREATE FUNCTION {s}.next_due() RETURNS bigint LANGUAGE plpgsql VOLATILE
+SET jit = off SET enable_seqscan = off
+AS $$
+BEGIN
+  RETURN (SELECT m.due - {s}.now_micros() FROM {s}.messages m WHERE m.delayed ORDER BY m.due LIMIT 1);
+END $$;
+
+-- Counts for each queue: messages that wait, dead letters, and subscriptions. Null where the queue does not exist.
+CREATE FUNCTION {s}.depth(p_names text[])
+RETURNS TABLE (ready bigint, dead_letters bigint, consumers bigint) LANGUAGE plpgsql VOLATILE
+SET jit = off SET enable_seqscan = off
+AS $$
+BEGIN
+  RETURN QUERY
+  SELECT
+    CASE WHEN EXISTS (SELECT 1 FROM {s}.queues q WHERE q.name = g.g_name AND NOT q.dead) THEN
+      (SELECT count(*) FROM {s}.messages m
+       WHERE m.queue = g.g_name AND NOT m.dead AND m.holder IS NULL AND NOT m.delayed)
+      + (SELECT count(*) FROM {s}.messages m
+         WHERE m.delayed AND m.due <= {s}.now_micros() AND m.queue = g.g_name AND NOT m.dead) END,
+    CASE WHEN EXISTS (SELECT 1 FROM {s}.queues q WHERE q.name = g.g_name AND q.dead) THEN
+      (SELECT count(*) FROM {s}.messages m
+       WHERE m.queue = g.g_name AND m.dead AND m.holder IS NULL AND NOT m.delayed) END,
+    (SELECT count(*) FROM {s}.holders h, unnest(h.queues) AS c WHERE h.expires > clock_timestamp() AND c = g.g_name)
+  FROM unnest(p_names) WITH ORDINALITY AS g (g_name, place) ORDER BY g.place;
+END $$;
+
 CREATE FUNCTION {s}.read(p_kinds text[], p_names text[])
 RETURNS TABLE (version bigint, expires bigint, facts bytea, now bigint) LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -174,7 +218,7 @@ END $$;
 -- facts delete it. Returns the places of those that were written.
 CREATE FUNCTION {s}.write(p_kinds text[], p_names text[], p_versions bigint[], p_facts bytea[], p_expires bigint[])
 RETURNS TABLE (place bigint) LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 BEGIN

@@ -137,7 +137,7 @@ async fn a_lease_that_is_over_gives_its_messages_to_others() {
     schema.drop().await;
 }
 
-/// The answer to a claim was lost: nobody knows of the messages but the server. They come with a renewal.
+/// The answer to a claim was lost: only the server knows of the messages. They come with a renewal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_whose_answer_was_lost_is_found() {
     let Some(schema) = Schema::fresh() else { return };

@@ -1,4 +1,4 @@
-//! The schema: created once by whoever comes first, checked by everybody, and never guessed at.
+//! The schema: the first process creates it, and every process checks it.
 
 use machinist_core::broker::{Broker, Settle};
 use machinist_postgres::{Migrations, PostgresOptions, PostgresStore, SchemaMode};
