@@ -11,7 +11,7 @@
 //! adapter repeats that knowledge. A lost reply leaves the caller uncertain. Write-once facts have no order to break,
 //! and a caller whose reply was lost writes them again.
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{any::Any, borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -286,6 +286,12 @@ pub struct BackendCapabilities {
 pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Returns the capabilities of this adapter.
     fn capabilities(&self) -> BackendCapabilities;
+
+    /// Returns the adapter itself, for what only its kind of server can do, such as sends in a transaction of its database. A
+    /// backend that wraps another returns that of the other. Nothing unless it is implemented.
+    fn adapter(&self) -> Option<&dyn Any> {
+        None
+    }
 
     /// Makes changes, each atomic by itself. Returns one answer for each, in their order. Changes of the same record
     /// are made in that order too.

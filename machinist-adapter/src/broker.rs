@@ -12,7 +12,7 @@
 //! Adapters reconnect by themselves, forever, with jittered back-off. A [`Consumer`] outlives any number of
 //! reconnections; deliveries that were unsettled before a reconnection are delivered again after it.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
+use std::{any::Any, borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -473,6 +473,12 @@ pub trait Broker: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// in another whose workers have the same keys. A broker that wraps another returns the realm of that one.
     fn realm(&self) -> String {
         String::new()
+    }
+
+    /// Returns the adapter itself, for what only its kind of server can do, such as sends in a transaction of its database. A
+    /// broker that wraps another returns that of the other. Nothing unless it is implemented.
+    fn adapter(&self) -> Option<&dyn Any> {
+        None
     }
 
     /// Publishes messages. Returns one answer for each, in their order.

@@ -181,6 +181,9 @@ pub(crate) enum CliCommand {
     /// Copy the embedded file, also while processes use it
     #[cfg(feature = "sqlite")]
     Backup(BackupArgs),
+    /// Create or update the schema in PostgreSQL
+    #[cfg(feature = "postgres")]
+    Migrate(MigrateArgs),
     /// List, replay and purge dead letters
     #[command(subcommand)]
     Dead(DeadCommand),
@@ -236,6 +239,21 @@ pub(crate) struct BackupArgs {
     /// File to write; an existing file is never overwritten
     #[arg(value_hint = ValueHint::FilePath)]
     pub(crate) file: PathBuf,
+}
+
+/// Without an option it makes all migrations that are missing.
+#[cfg(feature = "postgres")]
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// Change nothing; exit with 2 if migrations are missing
+    #[arg(long, conflicts_with_all = ["print", "to"])]
+    pub(crate) check: bool,
+    /// Change nothing; print the SQL of all migrations, and the rights that workers and senders need
+    #[arg(long, conflicts_with = "to")]
+    pub(crate) print: bool,
+    /// Version to stop at; there is no way back
+    #[arg(long, value_name = "N")]
+    pub(crate) to: Option<u32>,
 }
 
 #[derive(Debug, Args)]

@@ -22,7 +22,7 @@
 //!
 //! | feature | default | adds |
 //! |---|---|---|
-//! | `amqp`, `redis`, `sqlite` | yes | the adapters |
+//! | `amqp`, `redis`, `sqlite`, `postgres` | yes | the adapters |
 //! | `otel` | yes | export of traces and metrics by OTLP |
 //! | `man` | no | a hidden command that writes manual pages, for packages of distributions |
 

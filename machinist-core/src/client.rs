@@ -1,5 +1,6 @@
 //! Sending signatures, so that *Ok* means what it says: the broker has them.
 
+mod prepared_send;
 mod send_within;
 mod unique_key;
 
@@ -29,6 +30,7 @@ use crate::{
     workflow::{Sendable, SendableParts},
 };
 
+pub use prepared_send::PreparedSend;
 use unique_key::{ClaimAnswer, UniqueClaim};
 
 /// Sends signatures. Cheap to clone; share one per process.
@@ -69,6 +71,11 @@ impl App {
 }
 
 impl Client {
+    /// Returns the application whose client this is.
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
     /// Sends a signature or a workflow. `Ok` means that the broker has confirmed it: stored and in its queue. The result of
     /// a workflow is that of its last task.
     ///

@@ -82,7 +82,7 @@ pub use machinist_adapter::{backend, broker, clock, diagnose, id, url_list};
 pub use affinity::base_queue;
 pub use app::{App, AppBuilder, AppError};
 pub use args::{Arg, Json, Rest, Results};
-pub use client::Client;
+pub use client::{Client, PreparedSend};
 pub use context::TaskContext;
 pub use context_builder::TaskContextBuilder;
 pub use continue_with::Continue;

@@ -1,6 +1,6 @@
 //! A backend whose calls are timed.
 
-use std::{fmt, sync::Arc};
+use std::{any::Any, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use machinist_core::{
@@ -43,6 +43,7 @@ impl TimedBackend {
         let system = match scheme {
             "redis" | "rediss" | "redis+sentinel" | "redis+cluster" => "redis",
             "memory" => "memory",
+            "postgres" => "postgresql",
             _ if scheme.contains("redis") => "redis",
             _ => "sqlite",
         };
@@ -93,6 +94,10 @@ impl Diagnose for TimedBackend {
 impl Backend for TimedBackend {
     fn capabilities(&self) -> BackendCapabilities {
         self.inner.capabilities()
+    }
+
+    fn adapter(&self) -> Option<&dyn Any> {
+        self.inner.adapter()
     }
 
     async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {

@@ -278,6 +278,9 @@ pub(crate) fn check_keys(settings: &Settings) -> Result<(), ConnectError> {
 /// Refuses to send a password without TLS to another host.
 fn check_plaintext(setting: &Setting<ServerUrl>, settings: &Settings) -> Result<(), SettingsError> {
     let tls = match setting.value.scheme().reach() {
+        Reach::Network { over_tls: Some(scheme) } if scheme == setting.value.scheme().as_str() => {
+            "sslmode=verify-full in the URL".to_owned()
+        }
         Reach::Network { over_tls: Some(scheme) } => format!("{scheme}://"),
         _ => "a connection without a password".to_owned(),
     };
@@ -310,7 +313,7 @@ fn tls_files<'a>(url: &ServerUrl, files: &'a TlsSettings) -> Result<TlsFiles<'a>
 }
 
 /// Returns the request for a server, unless its URL would send a password in plain text.
-fn request<'a>(
+pub(crate) fn request<'a>(
     setting: &'a Setting<ServerUrl>,
     settings: &'a Settings,
     existing_queues: &'a BTreeMap<QueueName, QueueAddress>,
@@ -352,7 +355,7 @@ async fn reach_backend(settings: &Settings) -> Result<Arc<dyn Backend>, ConnectE
 }
 
 /// Adds the URL to the error of a connector.
-fn connector_error(error: ConnectorError, role: Role, url: &ServerUrl) -> ConnectError {
+pub(crate) fn connector_error(error: ConnectorError, role: Role, url: &ServerUrl) -> ConnectError {
     let url = url.clone();
     match error {
         ConnectorError::Broker(source) => ConnectError::Broker { url, source },

@@ -41,6 +41,7 @@
 //! | `amqp` | yes | the broker over RabbitMQ, module `amqp` |
 //! | `redis` | yes | the backend over Redis, module `redis` |
 //! | `sqlite` | yes | broker and backend in one file, module `sqlite`; compiles SQLite, which is C |
+//! | `postgres` | no | broker and backend in one PostgreSQL, and sends in transactions, module `postgres` |
 //! | `macros` | yes | `#[machinist::task]`, `WireArg` and `TaskFailure` |
 //! | `machinery` | no | the format of queues of Go machinery, module `machinery` |
 //! | `otel` | no | spans of tasks join the trace of their sender |
@@ -94,6 +95,10 @@ pub mod amqp {
 pub mod redis {
     pub use machinist_backend_redis::*;
 }
+
+/// Broker and result backend in one PostgreSQL, and sends in a transaction of the application.
+#[cfg(feature = "postgres")]
+pub mod postgres;
 
 /// Broker and result backend in one SQLite file: the embedded default.
 #[cfg(feature = "sqlite")]

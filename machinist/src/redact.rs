@@ -12,7 +12,8 @@ use machinist_core::url_list;
 const HIDDEN: &str = "***";
 
 /// Query parameters that hold no secret. All others are hidden, because a name says little: `auth`, `key`, `sig`.
-const PLAIN_PARAMETERS: [&str; 10] = [
+const PLAIN_PARAMETERS: [&str; 14] = [
+    "application_name",
     "auth_mechanism",
     "channel_max",
     "connection_timeout",
@@ -20,7 +21,10 @@ const PLAIN_PARAMETERS: [&str; 10] = [
     "frame_max",
     "heartbeat",
     "protocol",
+    "schema",
     "sentinel_user",
+    "sslmode",
+    "target_session_attrs",
     "timeout",
     "vhost",
 ];

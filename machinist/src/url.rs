@@ -135,6 +135,11 @@ impl ServerUrl {
         Ok(url)
     }
 
+    /// Sets the distance to the server, where options of the URL decide about it.
+    pub(crate) fn reached_over(self, reach: Reach) -> Self {
+        Self { scheme: Scheme { reach, ..self.scheme }, ..self }
+    }
+
     /// Returns the scheme.
     pub fn scheme(&self) -> Scheme {
         self.scheme

@@ -1,4 +1,4 @@
-//! Private RabbitMQ and Redis servers for the tests.
+//! Private RabbitMQ, Redis and PostgreSQL servers for the tests.
 //!
 //! They belong to one directory: data, logs, pid files and chosen ports lie there, so several checkouts can have
 //! servers side by side, and no server of the machine is ever touched. No root is needed to run them, nor does it
@@ -8,6 +8,8 @@ mod cluster;
 mod control;
 mod install;
 mod ports;
+mod postgres;
+mod postgres_alone;
 mod process;
 mod rabbitmq;
 mod redis;
@@ -23,7 +25,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub use self::control::Server;
+pub use self::{control::Server, postgres_alone::PostgresServer};
 pub(crate) use self::{
     install::{SERVERS, install_missing},
     release::{Major, Release},
@@ -44,7 +46,7 @@ pub struct Services {
     dir: PathBuf,
     release: Release,
     tls: Option<Papers>,
-    /// Of the RabbitMQ in its cluster. Those after the first have no Redis and no port mapper.
+    /// Of the RabbitMQ in its cluster. Those after the first have neither Redis nor PostgreSQL, and no port mapper.
     number: u8,
 }
 
@@ -67,22 +69,27 @@ pub struct Endpoints {
     pub amqp_url: String,
     /// Of Redis.
     pub redis_url: String,
+    /// Of PostgreSQL.
+    pub postgres_url: String,
     rabbitmq_version: String,
     redis_version: String,
+    postgres_version: String,
 }
 
 impl Endpoints {
     /// For a shell to evaluate.
     pub(crate) fn exports(&self) -> String {
         format!(
-            "export MACHINIST_TEST_AMQP_URL='{}'\nexport MACHINIST_TEST_REDIS_URL='{}'\n",
-            self.amqp_url, self.redis_url
+            "export MACHINIST_TEST_AMQP_URL='{}'\nexport MACHINIST_TEST_REDIS_URL='{}'\n\
+             export MACHINIST_TEST_POSTGRES_URL='{}'\n",
+            self.amqp_url, self.redis_url, self.postgres_url
         )
     }
 
     /// One line for a person.
     pub fn summary(&self) -> String {
-        format!("RabbitMQ {}, Redis {}", self.rabbitmq_version, self.redis_version)
+        let Self { rabbitmq_version, redis_version, postgres_version, .. } = self;
+        format!("RabbitMQ {rabbitmq_version}, Redis {redis_version}, PostgreSQL {postgres_version}")
     }
 }
 
@@ -137,7 +144,7 @@ impl Services {
         Ok((ports.amqps, ports.rediss))
     }
 
-    /// Starts what does not run, with empty data, and returns once both servers answer. Idempotent.
+    /// Starts what does not run, with empty data, and returns once all servers answer. Idempotent.
     ///
     /// # Errors
     /// The directory is somebody else's, or a server did not start; the end of its log is in the text.
@@ -206,7 +213,7 @@ impl Services {
         Ok(true)
     }
 
-    /// Where the running servers are, after asking both.
+    /// Where the running servers are, after asking each.
     ///
     /// # Errors
     /// One of them does not run or does not answer.
@@ -219,12 +226,14 @@ impl Services {
         Ok(Endpoints {
             amqp_url: rabbitmq::url(&ports),
             redis_url: redis::url(&ports),
+            postgres_url: postgres::url(&ports),
             rabbitmq_version: rabbitmq::ask(&ports).with_context(remedy)?,
             redis_version: redis::ask(&ports).with_context(remedy)?,
+            postgres_version: postgres::ask(&ports).with_context(remedy)?,
         })
     }
 
-    /// The pid of a running server: `rabbitmq` or `redis`.
+    /// The pid of a running server: `rabbitmq`, `redis` or `postgres`.
     pub(crate) fn pid(&self, name: &str) -> Result<i32> {
         let process = Process::recorded(&self.pid_file(name))?;
         Ok(process.with_context(|| format!("{name} does not run in {}", self.dir.display()))?.pid())
@@ -235,7 +244,9 @@ impl Services {
         ports.write(&self.dir)?;
         let epmd = rabbitmq::start_epmd(&self.release, &self.dir, &ports, &self.pid_file("epmd"))?;
         let redis = redis::start(&self.dir, &ports, self.tls.as_ref(), Data::Empty, &self.pid_file("redis"))?;
+        let postgres = postgres::start(&self.dir, &ports, Data::Empty, &self.pid_file("postgres"))?;
         self.await_answer("redis", &redis, interrupt, || redis::ask(&ports))?;
+        self.await_answer("postgres", &postgres, interrupt, || postgres::ask(&ports))?;
         self.await_answer("epmd", &epmd, interrupt, || connect(ports.epmd).map(drop))?;
         let rabbitmq = self.start_rabbitmq(&ports, Data::Empty)?;
         self.await_answer("rabbitmq", &rabbitmq, interrupt, || rabbitmq::ask(&ports))
@@ -291,12 +302,20 @@ impl Services {
                     .with_context(|| format!("cannot remove {}", pid_file.display()))?;
             }
         }
+        if self.number == 1
+            && let Ok(ports) = Ports::read(&self.dir)
+        {
+            postgres::remove_data(&ports)?;
+        }
         Ok(ended)
     }
 
     /// In the order in which they end: epmd last, RabbitMQ takes leave of it.
     fn pid_files(&self) -> Vec<(&'static str, PathBuf)> {
-        let names: &[&str] = if self.number == 1 { &["redis", "rabbitmq", "epmd"] } else { &["rabbitmq"] };
+        let names: &[&str] = match self.number {
+            1 => &["redis", "postgres", "rabbitmq", "epmd"],
+            _ => &["rabbitmq"],
+        };
         names.iter().map(|name| (*name, self.pid_file(name))).collect()
     }
 
@@ -386,11 +405,13 @@ mod tests {
         let endpoints = Endpoints {
             amqp_url: "amqp://h/%2f".to_owned(),
             redis_url: "redis://h/0".to_owned(),
+            postgres_url: "postgres://h/db".to_owned(),
             rabbitmq_version: "4".to_owned(),
             redis_version: "7".to_owned(),
+            postgres_version: "15".to_owned(),
         };
-        let expected =
-            "export MACHINIST_TEST_AMQP_URL='amqp://h/%2f'\nexport MACHINIST_TEST_REDIS_URL='redis://h/0'\n";
+        let expected = "export MACHINIST_TEST_AMQP_URL='amqp://h/%2f'\nexport MACHINIST_TEST_REDIS_URL='redis://h/0'\n\
+             export MACHINIST_TEST_POSTGRES_URL='postgres://h/db'\n";
         assert_eq!(endpoints.exports(), expected);
     }
 }

@@ -1,7 +1,7 @@
 //! All tests, against real servers, by one command.
 //!
 //! The servers are private ones, ended on every way out. Those that run already, started by `services up` or named
-//! by both URLs in the environment, are used and left alone.
+//! by their URLs in the environment, are used and left alone.
 
 mod lanes;
 
@@ -20,6 +20,7 @@ use crate::{
 
 const AMQP_URL: &str = "MACHINIST_TEST_AMQP_URL";
 const REDIS_URL: &str = "MACHINIST_TEST_REDIS_URL";
+const POSTGRES_URL: &str = "MACHINIST_TEST_POSTGRES_URL";
 
 /// Runs them; whether all passed.
 pub(crate) fn run(
@@ -28,18 +29,20 @@ pub(crate) fn run(
     rabbitmq: Option<Major>,
     args: &[String],
 ) -> Result<bool> {
-    if let (Ok(amqp_url), Ok(redis_url)) = (env::var(AMQP_URL), env::var(REDIS_URL)) {
+    let named = (env::var(AMQP_URL), env::var(REDIS_URL), env::var(POSTGRES_URL));
+    if let (Ok(amqp_url), Ok(redis_url), Ok(postgres_url)) = named {
         ensure!(rabbitmq.is_none(), "--rabbitmq starts a server, and {AMQP_URL} names one: unset it");
-        say!("using the servers of {AMQP_URL} and {REDIS_URL}");
-        let at = At { amqp_url, redis_url, release: None, told: "servers of the environment".to_owned() };
+        say!("using the servers of {AMQP_URL}, {REDIS_URL} and {POSTGRES_URL}");
+        let told = "servers of the environment".to_owned();
+        let at = At { amqp_url, redis_url, postgres_url, release: None, told };
         return cargo_test(workspace, interrupt, args, &at);
     }
     let release = Release::provide(rabbitmq, workspace, interrupt)?;
     let services = Services::at(&workspace.services_dir())?.with_release(release.clone());
     let up = services.up(interrupt)?;
     say!("{}", up.report());
-    let Endpoints { amqp_url, redis_url, .. } = up.endpoints.clone();
-    let at = At { amqp_url, redis_url, release: Some(release), told: up.endpoints.summary() };
+    let Endpoints { amqp_url, redis_url, postgres_url, .. } = up.endpoints.clone();
+    let at = At { amqp_url, redis_url, postgres_url, release: Some(release), told: up.endpoints.summary() };
     let passed = cargo_test(workspace, interrupt, args, &at);
     // Before the verdict is looked at: they end on failure and on Ctrl-C too. What somebody else started stays.
     let ended = if up.started_in.is_some() { services.down() } else { Ok(()) };
@@ -52,6 +55,7 @@ pub(crate) fn run(
 struct At {
     amqp_url: String,
     redis_url: String,
+    postgres_url: String,
     release: Option<Release>,
     /// For a person.
     told: String,
@@ -64,6 +68,7 @@ fn cargo_test(workspace: &Workspace, interrupt: &Interrupt, args: &[String], at:
         cargo
             .env(AMQP_URL, &at.amqp_url)
             .env(REDIS_URL, &at.redis_url)
+            .env(POSTGRES_URL, &at.postgres_url)
             .env("MACHINIST_REQUIRE_SERVICES", "1");
         if let Some(release) = &at.release {
             release.tell(&mut cargo);

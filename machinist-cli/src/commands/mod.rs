@@ -16,6 +16,8 @@ mod keys;
 mod limits;
 #[cfg(feature = "man")]
 mod man;
+#[cfg(feature = "postgres")]
+mod migrate;
 mod periodic;
 mod question;
 mod queue_pause;
@@ -88,6 +90,8 @@ pub(crate) async fn run(
         CliCommand::Doctor => doctor::run(&settings(flags)?, json).await,
         #[cfg(feature = "sqlite")]
         CliCommand::Backup(args) => backup::run(&args, &settings(flags)?, json).await,
+        #[cfg(feature = "postgres")]
+        CliCommand::Migrate(args) => migrate::run(&args, &settings(flags)?, json).await,
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
         CliCommand::Events(args) => events::run(args, &settings(flags)?, json).await,
         CliCommand::Tasks(args) => tasks::run(args, &settings(flags)?, json).await,

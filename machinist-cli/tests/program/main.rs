@@ -19,6 +19,7 @@ mod operator;
 mod orders;
 mod packaging;
 mod periodic;
+mod postgres;
 mod programs;
 mod rotation;
 mod servers;

@@ -8,7 +8,7 @@ use machinist_core::{backend::Backend, broker::Broker};
 use super::{
     ConnectRequest, Connector, ConnectorError, Connectors,
     memory::MemoryConnector,
-    schemes::{AMQP, REDIS, SQLITE},
+    schemes::{AMQP, POSTGRES, REDIS, SQLITE},
 };
 use crate::url::Scheme;
 
@@ -18,12 +18,15 @@ impl Default for Connectors {
         let connectors = Self::none()
             .with(NotCompiled { schemes: &AMQP, feature: "amqp" })
             .with(NotCompiled { schemes: &REDIS, feature: "redis" })
+            .with(NotCompiled { schemes: &POSTGRES, feature: "postgres" })
             .with(NotCompiled { schemes: &SQLITE, feature: "sqlite" })
             .with(MemoryConnector);
         #[cfg(feature = "amqp")]
         let connectors = connectors.with(super::amqp::AmqpConnector);
         #[cfg(feature = "redis")]
         let connectors = connectors.with(super::redis::RedisConnector);
+        #[cfg(feature = "postgres")]
+        let connectors = connectors.with(super::postgres::PostgresConnector);
         #[cfg(feature = "sqlite")]
         let connectors = connectors.with(super::sqlite::SqliteConnector);
         connectors

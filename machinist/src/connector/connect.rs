@@ -10,7 +10,7 @@ use machinist_core::{
 };
 
 use super::ConnectRequest;
-use crate::url::{Role, Scheme, ServerUrl};
+use crate::url::{Reach, Role, Scheme, ServerUrl};
 
 /// Error of a connector. The URL is added by the caller, and need not be part of it.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,12 @@ pub trait Connector: fmt::Debug + Send + Sync + 'static {
     fn check(&self, url: &ServerUrl) -> Result<(), String> {
         let _ = url;
         Ok(())
+    }
+
+    /// Returns the distance to the server of a URL that was checked: by default that of its scheme, unless its options decide
+    /// about TLS.
+    fn reach(&self, url: &ServerUrl) -> Reach {
+        url.scheme().reach()
     }
 
     /// Returns `true` if one text may hold several of its URLs, separated by commas: the nodes of one server.

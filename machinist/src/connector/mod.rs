@@ -51,6 +51,8 @@ mod amqp;
 mod built_in;
 mod connect;
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 mod registry;
@@ -62,5 +64,7 @@ mod sqlite;
 mod tls;
 
 pub use connect::{Connector, ConnectorError};
+#[cfg(feature = "postgres")]
+pub(crate) use postgres::options as postgres_options;
 pub use registry::Connectors;
 pub use request::{ConnectRequest, TlsFiles};

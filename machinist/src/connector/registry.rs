@@ -74,14 +74,16 @@ impl Connectors {
                     let part = ServerUrl::new(*scheme, part)?;
                     connector.check(&part).map_err(|why| format!("\"{part}\" {why}"))?;
                 }
-                ServerUrl::new(*scheme, &parts.join(","))
+                let url = ServerUrl::new(*scheme, &parts.join(","))?;
+                let reach = connector.reach(&url);
+                Ok(url.reached_over(reach))
             }
         }
     }
 
     /// Returns the connector of a URL that this registry has read.
     pub(crate) fn connector(&self, url: &ServerUrl) -> Option<&dyn Connector> {
-        let (_, connector) = self.0.iter().find(|(scheme, _)| *scheme == url.scheme())?;
+        let (_, connector) = self.0.iter().find(|(scheme, _)| scheme.as_str() == url.scheme().as_str())?;
         Some(connector.as_ref())
     }
 }

@@ -17,5 +17,11 @@ pub(super) const REDIS: [Scheme; 7] = [
     Scheme::backend("redis+unix", Reach::Socket),
 ];
 
+/// Schemes of the feature `postgres`. Whether connections use TLS is an option of the URL.
+pub(super) const POSTGRES: [Scheme; 2] = [
+    Scheme::both("postgres", Reach::Network { over_tls: Some("postgres") }),
+    Scheme::both("postgresql", Reach::Network { over_tls: Some("postgresql") }),
+];
+
 /// Schemes of the feature `sqlite`.
 pub(super) const SQLITE: [Scheme; 1] = [Scheme::both("sqlite", Reach::File)];

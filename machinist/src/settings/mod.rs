@@ -7,9 +7,9 @@
 //!
 //! | key | flag | variable | default | meaning |
 //! |---|---|---|---|---|
-//! | `broker` | `--broker` | `MACHINIST_BROKER` | `sqlite://machinist.db` | URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE; several of a cluster's nodes, separated by commas, or as a list in the file |
+//! | `broker` | `--broker` | `MACHINIST_BROKER` | `sqlite://machinist.db` | URL of the broker, which moves messages: amqp://, amqps://, postgres://, sqlite://FILE; several of a cluster's nodes, separated by commas, or as a list in the file |
 //! | `broker_file` | `--broker-file` | `MACHINIST_BROKER_FILE` | none | File that holds the broker's URL, for a URL with a password: every user of a host can read the flags of a process |
-//! | `backend` | `--backend` | `MACHINIST_BACKEND` | `sqlite://machinist.db` | URL of the backend, which stores states and results: redis://, rediss://, redis+sentinel://, redis+cluster://, redis+unix://, sqlite://FILE |
+//! | `backend` | `--backend` | `MACHINIST_BACKEND` | `sqlite://machinist.db` | URL of the backend, which stores states and results: redis://, rediss://, redis+sentinel://, redis+cluster://, redis+unix://, postgres://, sqlite://FILE |
 //! | `backend_file` | `--backend-file` | `MACHINIST_BACKEND_FILE` | none | File that holds the backend's URL, for a URL with a password |
 //! | `namespace` | `--namespace` | `MACHINIST_NAMESPACE` | `machinist` | Prefix of exchange, queues and keys, for applications that share servers |
 //! | `results_ttl` |  | `MACHINIST_RESULTS_TTL` | `1d` | Time for which a record is kept after its task has ended |
@@ -18,7 +18,7 @@
 //! | `keys` |  |  | none | Further keys of the key ring, each under a line `[[keys]]` |
 //! | `allow_unsigned` | `--allow-unsigned` | `MACHINIST_ALLOW_UNSIGNED` | `false` | Need no key and run unsigned tasks: anyone who can publish to a queue can then run every task of its workers |
 //! | `insecure_plaintext` | `--insecure-plaintext` | `MACHINIST_INSECURE_PLAINTEXT` | `false` | Send passwords to other hosts without TLS |
-//! | `topology` |  | `MACHINIST_TOPOLOGY` | `declare` | declare creates missing exchanges and queues of RabbitMQ; verify only checks them |
+//! | `topology` |  | `MACHINIST_TOPOLOGY` | `declare` | declare creates missing exchanges and queues of RabbitMQ, and the schema in PostgreSQL; verify only checks them |
 //! | `events` |  | `MACHINIST_EVENTS` | `failures` | Events that processes publish for `machinist events`: all, failures or off |
 //! | `tls.ca_file` | `--tls-ca-file` | `MACHINIST_TLS_CA_FILE` | the system's certificates | Certificates to trust on amqps:// and rediss://, in PEM |
 //! | `tls.cert_file` | `--tls-cert-file` | `MACHINIST_TLS_CERT_FILE` | none | Client certificate, for servers that ask for one, in PEM |

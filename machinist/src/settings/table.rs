@@ -147,7 +147,7 @@ pub(super) static BROKER: SettingInfo = SettingInfo {
     flag: Some("--broker"),
     variable: Some("MACHINIST_BROKER"),
     default: SettingDefault::Value("sqlite://machinist.db"),
-    meaning: "URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE; several of a cluster's nodes, \
+    meaning: "URL of the broker, which moves messages: amqp://, amqps://, postgres://, sqlite://FILE; several of a cluster's nodes, \
               separated by commas, or as a list in the file",
 };
 
@@ -158,7 +158,7 @@ pub(super) static BACKEND: SettingInfo = SettingInfo {
     variable: Some("MACHINIST_BACKEND"),
     default: SettingDefault::Value("sqlite://machinist.db"),
     meaning: "URL of the backend, which stores states and results: redis://, rediss://, redis+sentinel://, \
-              redis+cluster://, redis+unix://, sqlite://FILE",
+              redis+cluster://, redis+unix://, postgres://, sqlite://FILE",
 };
 
 pub(super) static BROKER_FILE: Definition<PathBuf> = path(SettingInfo {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::{Data, Ports, Process, Services, connect, rabbitmq, redis};
+use super::{Data, Ports, Process, Services, connect, postgres, rabbitmq, redis};
 use crate::interrupt::Interrupt;
 
 /// One of the servers.
@@ -20,6 +20,8 @@ pub enum Server {
     RabbitMq,
     /// The result backend.
     Redis,
+    /// Broker and backend in one.
+    Postgres,
 }
 
 impl Server {
@@ -27,6 +29,7 @@ impl Server {
         match self {
             Self::RabbitMq => "rabbitmq",
             Self::Redis => "redis",
+            Self::Postgres => "postgres",
         }
     }
 }
@@ -55,6 +58,10 @@ impl Services {
             Server::Redis => {
                 let process = redis::start(&self.dir, &ports, self.tls.as_ref(), Data::Kept, &pid_file)?;
                 self.await_answer(server.name(), &process, interrupt, || redis::ask(&ports))
+            }
+            Server::Postgres => {
+                let process = postgres::start(&self.dir, &ports, Data::Kept, &pid_file)?;
+                self.await_answer(server.name(), &process, interrupt, || postgres::ask(&ports))
             }
         }
     }

@@ -21,7 +21,7 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 const POLICY_SCRIPT: &str = "#!/bin/sh\n# made by cargo xtask services install\nexit 101\n";
 
 /// What the tests need.
-pub(crate) const SERVERS: [&str; 2] = ["rabbitmq-server", "redis-server"];
+pub(crate) const SERVERS: [&str; 3] = ["rabbitmq-server", "redis-server", "postgresql"];
 
 /// Installs what is missing of these packages; does nothing, and needs no right to, where nothing is.
 pub(crate) fn install_missing(packages: &[&'static str]) -> Result<()> {
@@ -34,8 +34,9 @@ pub(crate) fn install_missing(packages: &[&'static str]) -> Result<()> {
     let by_hand = format!("apt-get update && apt-get install --no-install-recommends {}", missing.join(" "));
     ensure!(
         in_path("apt-get"),
-        "{wanted} missing, and this is no Debian: install RabbitMQ 3.10 or later and Redis 7 or later, or set \
-         MACHINIST_TEST_AMQP_URL and MACHINIST_TEST_REDIS_URL to running ones (docker/compose.yaml has both)"
+        "{wanted} missing, and this is no Debian: install RabbitMQ 3.10, Redis 7 and PostgreSQL 14 or later, or \
+         set MACHINIST_TEST_AMQP_URL, MACHINIST_TEST_REDIS_URL and MACHINIST_TEST_POSTGRES_URL to running ones \
+         (docker/compose.yaml has them)"
     );
     let Some(rights) = Rights::find() else {
         bail!("{wanted} missing, and neither root nor sudo without a password: run as root: {by_hand}");
@@ -59,6 +60,7 @@ pub(crate) fn install_missing(packages: &[&'static str]) -> Result<()> {
 fn missing(packages: &[&'static str]) -> Vec<&'static str> {
     let is_there = |package: &str| match package {
         "rabbitmq-server" => Path::new(RABBITMQ_SERVER).exists() && in_path("epmd"),
+        "postgresql" => super::postgres::program_path("initdb").is_some(),
         // The others are called like their program.
         package => in_path(package),
     };

@@ -25,7 +25,8 @@ pub(super) struct Ports {
     pub(super) distribution: u16,
     pub(super) epmd: u16,
     pub(super) redis: u16,
-    /// The same two over TLS, where that is asked for.
+    pub(super) postgres: u16,
+    /// The first two over TLS, where that is asked for.
     pub(super) amqps: u16,
     pub(super) rediss: u16,
 }
@@ -45,19 +46,26 @@ impl Ports {
             if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
                 listeners.push((port, listener));
             }
-            if let [(amqp, _), (distribution, _), (epmd, _), (redis, _), (amqps, _), (rediss, _)] =
-                listeners[..]
+            if let [
+                (amqp, _),
+                (distribution, _),
+                (epmd, _),
+                (redis, _),
+                (postgres, _),
+                (amqps, _),
+                (rediss, _),
+            ] = listeners[..]
             {
-                return Ok(Self { amqp, distribution, epmd, redis, amqps, rediss });
+                return Ok(Self { amqp, distribution, epmd, redis, postgres, amqps, rediss });
             }
         }
-        bail!("no six free ports on 127.0.0.1 between {FIRST} and {}", FIRST + COUNT);
+        bail!("no seven free ports on 127.0.0.1 between {FIRST} and {}", FIRST + COUNT);
     }
 
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
-        let Self { amqp, distribution, epmd, redis, amqps, rediss } = self;
+        let Self { amqp, distribution, epmd, redis, postgres, amqps, rediss } = self;
         let path = dir.join("ports");
-        fs::write(&path, format!("{amqp} {distribution} {epmd} {redis} {amqps} {rediss}\n"))
+        fs::write(&path, format!("{amqp} {distribution} {epmd} {redis} {postgres} {amqps} {rediss}\n"))
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
@@ -65,14 +73,15 @@ impl Ports {
         let path = dir.join("ports");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let ports: Option<Vec<u16>> = text.split_whitespace().map(|port| port.parse().ok()).collect();
-        let Some([amqp, distribution, epmd, redis, amqps, rediss]) = ports.as_deref() else {
-            bail!("{} does not hold six ports: cargo xtask services down, then up", path.display());
+        let Some([amqp, distribution, epmd, redis, postgres, amqps, rediss]) = ports.as_deref() else {
+            bail!("{} does not hold seven ports: cargo xtask services down, then up", path.display());
         };
         Ok(Self {
             amqp: *amqp,
             distribution: *distribution,
             epmd: *epmd,
             redis: *redis,
+            postgres: *postgres,
             amqps: *amqps,
             rediss: *rediss,
         })
@@ -85,11 +94,11 @@ mod tests {
 
     #[test]
     fn chosen_ports_differ_and_stay_below_the_ephemeral_ones() {
-        let Ports { amqp, distribution, epmd, redis, amqps, rediss } = Ports::choose().unwrap();
-        let mut all = vec![amqp, distribution, epmd, redis, amqps, rediss];
+        let Ports { amqp, distribution, epmd, redis, postgres, amqps, rediss } = Ports::choose().unwrap();
+        let mut all = vec![amqp, distribution, epmd, redis, postgres, amqps, rediss];
         all.sort_unstable();
         all.dedup();
-        assert_eq!(all.len(), 6);
+        assert_eq!(all.len(), 7);
         assert!(all.iter().all(|port| (FIRST..FIRST + COUNT).contains(port)), "{all:?}");
         const { assert!(FIRST + COUNT <= 32_768) };
     }

@@ -18,12 +18,13 @@ const SEAMS: &str = "machinist-adapter";
 const CORE: &str = "machinist-core";
 
 /// Crates of the workspace that a crate may depend on. One that is not listed may depend on all.
-const MAY_KNOW: [(&str, &[&str]); 12] = [
+const MAY_KNOW: [(&str, &[&str]); 13] = [
     (SEAMS, &[]),
     (CORE, &[SEAMS]),
     ("machinist-broker-amqp", &[SEAMS]),
     ("machinist-backend-redis", &[SEAMS]),
     ("machinist-sqlite", &[SEAMS]),
+    ("machinist-postgres", &[SEAMS]),
     ("machinist-memory", &[SEAMS]),
     ("machinist-macros", &[]),
     ("machinist-metrics", &[CORE]),
@@ -38,6 +39,7 @@ const MAY_KNOW: [(&str, &[&str]); 12] = [
             "machinist-backend-redis",
             "machinist-machinery",
             "machinist-sqlite",
+            "machinist-postgres",
             "machinist-macros",
             "machinist-memory",
         ],
@@ -46,11 +48,12 @@ const MAY_KNOW: [(&str, &[&str]); 12] = [
 ];
 
 /// Libraries that one crate alone may depend on.
-const OWNED: [(&str, &str); 4] = [
+const OWNED: [(&str, &str); 5] = [
     ("lapin", "machinist-broker-amqp"),
     ("redis", "machinist-backend-redis"),
     ("deadpool-redis", "machinist-backend-redis"),
     ("rusqlite", "machinist-sqlite"),
+    ("tokio-postgres", "machinist-postgres"),
 ];
 
 /// What measures the bare libraries, what judges our adapters from outside, and applications with a database of their
