@@ -5,14 +5,15 @@ use std::{collections::BTreeMap, time::Duration};
 use async_trait::async_trait;
 use machinist_backend_redis::RedisValues;
 use machinist_core::{
-    Followed, Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState, QueueName, TaskId,
-    backend::BackendError, broker::Message, clock::Timestamp,
+    Followed, Mirror, MirroredOutcome, MirroredState, MirroredTask, MirroredTick, OwedMessage, PassingState,
+    QueueName, SentGroup, SentTask, TaskId, backend::BackendError, broker::Message, clock::Timestamp,
 };
 
 use crate::{
     callback::{after_chord, after_failure, after_success},
     signature::GoSignature,
-    state::{GoState, GroupMeta, NewState, decide_state, results_as_args, succeeded},
+    state::{GoState, GroupMeta, NewState, decide_state, pending, read_state, results_as_args, succeeded},
+    tick::{TickDecision, TickLock},
 };
 
 /// Time for which Go keeps a state unless its configuration says otherwise.
@@ -58,12 +59,20 @@ pub struct MachineryMirror {
     /// Routing key of callbacks that name none.
     routing_key: String,
     queues: BTreeMap<String, QueueName>,
+    /// Base name of the program of Go with which ticks are shared.
+    program: Option<String>,
 }
 
 impl MachineryMirror {
     /// Creates the mirror of a queue. Callbacks without a routing key get this one.
     pub fn new(values: RedisValues, routing_key: impl Into<String>) -> Self {
-        Self { values, expiry: DEFAULT_EXPIRY, routing_key: routing_key.into(), queues: BTreeMap::new() }
+        Self {
+            values,
+            expiry: DEFAULT_EXPIRY,
+            routing_key: routing_key.into(),
+            queues: BTreeMap::new(),
+            program: None,
+        }
     }
 
     /// Names the queue of a routing key. Callbacks with a key that leads to no queue become dead letters.
@@ -78,6 +87,36 @@ impl MachineryMirror {
     pub fn expiry(mut self, expiry: Duration) -> Self {
         self.expiry = expiry;
         self
+    }
+
+    /// Shares the ticks of periodic tasks with those of a program of Go that has this base name: each tick is taken by one of
+    /// both, if they have the same name and the same cron expression.
+    #[must_use]
+    pub fn program(mut self, base_name: impl Into<String>) -> Self {
+        self.program = Some(base_name.into());
+        self
+    }
+
+    /// Takes a tick by its lock.
+    async fn lock_tick(&self, program: &str, tick: &MirroredTick<'_>) -> Result<bool, BackendError> {
+        let lock = TickLock::new(program, tick);
+        for _ in 0..REPLACE_TRIES {
+            let found = match self.values.read(&[lock.key.as_str()]).await {
+                Ok(mut found) => found.pop().flatten(),
+                Err(error) => return Err(error),
+            };
+            match lock.decide(found.as_deref(), tick) {
+                TickDecision::Ours => return Ok(true),
+                TickDecision::Theirs => return Ok(false),
+                TickDecision::Take { expiry } => {
+                    let value = lock.value.as_bytes();
+                    if self.values.replace(&lock.key, found.as_deref(), value, expiry).await? {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Err(BackendError::Unavailable(format!("others write the lock {} all the time", lock.key).into()))
     }
 
     /// Writes a state, unless what is there says that it must not be written.
@@ -181,6 +220,15 @@ impl MachineryMirror {
         }
     }
 
+    /// Reads the state of a task. A value of another kind counts as none.
+    async fn read_one(&self, key: &str) -> Result<Option<MirroredState>, BackendError> {
+        match self.values.read(&[key]).await {
+            Ok(mut found) => Ok(found.pop().flatten().and_then(|found| read_state(&found))),
+            Err(BackendError::Record { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads the record of a group.
     async fn group(&self, group: &str) -> Result<Option<(Vec<u8>, GroupMeta)>, BackendError> {
         let found = self.values.read(&[group]).await?.pop().flatten();
@@ -268,6 +316,48 @@ impl Mirror for MachineryMirror {
             owed.push(self.owed(callback, task.at).await?);
         }
         Ok(Followed::Owes(owed))
+    }
+
+    async fn sending(&self, tasks: &[SentTask], groups: &[SentGroup]) -> Result<(), BackendError> {
+        // Go's time to live begins when a state is written: what is delayed must outlive its delay.
+        let expiry = |at: Timestamp, due: Timestamp| self.expiry.saturating_add(due.since(at));
+        let group = |group: &SentGroup| {
+            let record = GroupMeta::new_record(group.id.as_str(), &group.members, group.at);
+            (group.id.to_string(), record, expiry(group.at, group.due))
+        };
+        let task = |task: &SentTask| (task.id.to_string(), pending(task), expiry(task.at, task.due));
+        self.values.write_all_absent(groups.iter().map(group).collect()).await?;
+        self.values.write_all_absent(tasks.iter().map(task).collect()).await
+    }
+
+    async fn not_sent(&self, tasks: &[SentTask]) -> Result<(), BackendError> {
+        for task in tasks {
+            self.values.delete(task.id.as_str(), pending(task).as_bytes()).await?;
+        }
+        Ok(())
+    }
+
+    async fn take_tick(&self, tick: &MirroredTick<'_>) -> Result<bool, BackendError> {
+        match &self.program {
+            Some(program) => self.lock_tick(program, tick).await,
+            None => Ok(true),
+        }
+    }
+
+    async fn states(&self, ids: &[TaskId]) -> Result<Vec<Option<MirroredState>>, BackendError> {
+        let keys: Vec<&str> = ids.iter().map(TaskId::as_str).collect();
+        match self.values.read(&keys).await {
+            Ok(found) => Ok(found.into_iter().map(|found| read_state(&found?)).collect()),
+            // One of the keys holds something else: the others are still answers.
+            Err(BackendError::Record { .. }) => {
+                let mut states = Vec::with_capacity(keys.len());
+                for key in keys {
+                    states.push(self.read_one(key).await?);
+                }
+                Ok(states)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -40,16 +40,16 @@ async fn on_error(error: String, extra: String) -> Result<String, TaskError> {
 }
 
 /// A fleet with a queue, an exchange and a namespace of its own.
-struct Fleet {
-    go: Go,
-    toml: String,
+pub(crate) struct Fleet {
+    pub(crate) go: Go,
+    pub(crate) toml: String,
     namespace: String,
     _key: tempfile::TempDir,
 }
 
 impl Fleet {
     /// `None` without test servers.
-    async fn new(tasks: &str) -> Option<Self> {
+    pub(crate) async fn new(tasks: &str) -> Option<Self> {
         let (amqp, redis) =
             (service_url("MACHINIST_TEST_AMQP_URL")?, service_url("MACHINIST_TEST_REDIS_URL")?);
         let namespace = format!("m{:08x}", rand::random::<u32>());
@@ -69,13 +69,13 @@ impl Fleet {
         Some(Self { go, toml, namespace, _key: key })
     }
 
-    async fn app(&self) -> App {
+    pub(crate) async fn app(&self) -> App {
         let file = Some((Path::new("machinist.toml"), &*self.toml));
         App::from_settings(&Settings::resolve(Overrides::default(), &|_| None, file).unwrap()).await.unwrap()
     }
 
     /// Starts a worker of ours.
-    async fn work(&self) -> (App, JoinHandle<Result<(), WorkerError>>) {
+    pub(crate) async fn work(&self) -> (App, JoinHandle<Result<(), WorkerError>>) {
         let app = self.app().await;
         let worker = Worker::builder(&app)
             .queue(&*self.go.queue)
@@ -92,13 +92,13 @@ impl Fleet {
     }
 
     /// Kills a worker of ours: nothing that it holds is settled.
-    async fn kill(&self, (app, running): (App, JoinHandle<Result<(), WorkerError>>)) {
+    pub(crate) async fn kill(&self, (app, running): (App, JoinHandle<Result<(), WorkerError>>)) {
         running.abort();
         app.broker().close().await;
     }
 }
 
-fn int(number: i64) -> (&'static str, Value) {
+pub(crate) fn int(number: i64) -> (&'static str, Value) {
     ("int64", number.into())
 }
 
@@ -169,7 +169,7 @@ async fn a_worker_of_ours_serves_a_client_of_go() {
     go.clean_up().await;
 }
 
-fn handlers() -> HashMap<&'static str, Handler> {
+pub(crate) fn handlers() -> HashMap<&'static str, Handler> {
     HashMap::from([
         (
             "add",
