@@ -403,8 +403,12 @@ impl Client {
 
     /// Returns the message of a task and of what follows it, in the format of its queue.
     fn message_with(&self, envelope: &Envelope, nested: NestedTasks) -> Result<Message, SendError> {
-        let message = self.app.message_with(envelope, nested);
-        message.map_err(|source| SendError::Publish { id: envelope.id.clone(), source })
+        let id = &envelope.id;
+        self.app.message_with(envelope, nested).map_err(|error| match error {
+            // The format has no word for it: nothing that another try or the broker could change.
+            PublishError::Rejected { reason } => SendError::Invalid(format!("task {id}: {reason}")),
+            source => SendError::Publish { id: id.clone(), source },
+        })
     }
 
     /// Publishes one message.

@@ -193,12 +193,14 @@ pub struct MirroredTask {
     pub at: Timestamp,
     /// `true` if the message comes back to a worker of machinist when this one dies, and not to the other program.
     pub guarded: bool,
+    /// `true` if the outcome was found recorded: some of what follows may have been done by a worker that died.
+    pub repeated: bool,
 }
 
 impl MirroredTask {
-    /// Creates the task of a message, guarded, for tests of a mirror.
+    /// Creates the task of a message, guarded and not repeated, for tests of a mirror.
     pub fn new(id: TaskId, name: TaskName, message: Arc<Message>, at: Timestamp) -> Self {
-        Self { id, name, message, at, guarded: true }
+        Self { id, name, message, at, guarded: true, repeated: false }
     }
 }
 

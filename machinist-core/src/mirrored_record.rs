@@ -25,7 +25,7 @@ const PAGE_SIZE: usize = 500;
 /// Tasks on whose ends the result of a workflow depends that another program runs: nobody there records that a task never
 /// runs because an earlier one has failed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Awaited {
+pub(crate) struct AwaitedTasks {
     /// Root of the workflow.
     pub(crate) root: TaskId,
     /// Steps whose failures keep the last task from running.
@@ -36,7 +36,7 @@ pub(crate) struct Awaited {
     pub(crate) parts: Vec<JoinPart>,
 }
 
-impl Awaited {
+impl AwaitedTasks {
     fn ids(&self, parts: &[JoinPart]) -> Vec<TaskId> {
         // Names lie in the scope of the root: any step there is as good as another.
         let scope = StepPlace::root(self.root.clone()).step("awaits");
@@ -56,7 +56,7 @@ impl App {
         if !self.0.rules.has_mirrors() {
             return self.record_of(id, facts);
         }
-        let awaited: Option<Awaited> = facts.read(name::AWAITED);
+        let awaited: Option<AwaitedTasks> = facts.read(name::AWAITED);
         let own = self.record_of(id, facts)?;
         let record = self.with_mirrored(vec![(id.clone(), own)], queue).await?.pop().flatten();
         match (awaited, record) {
@@ -283,7 +283,7 @@ mod tests {
             policy: Policy::Fail,
             sources: Vec::new(),
         };
-        let awaited = Awaited {
+        let awaited = AwaitedTasks {
             root: id("R"),
             before: vec![part("s0", None), part("many", Some(2))],
             parts: Vec::new(),

@@ -7,6 +7,7 @@ use machinist_backend_redis::RedisValues;
 use machinist_core::{
     Followed, Mirror, MirroredOutcome, MirroredState, MirroredTask, MirroredTick, OwedMessage, PassingState,
     QueueName, SentGroup, SentTask, TaskId, backend::BackendError, broker::Message, clock::Timestamp,
+    record::TaskState,
 };
 
 use crate::{
@@ -143,14 +144,24 @@ impl MachineryMirror {
         Err(BackendError::Unavailable(format!("others write the state of {} all the time", new.id).into()))
     }
 
-    /// Shows that a task was sent, unless it is known already, and returns its message.
-    async fn owed(&self, signature: &GoSignature, at: Timestamp) -> Result<OwedMessage, BackendError> {
+    /// Shows that a task was sent, unless it is known already, and returns its message. `None` if a worker that died has
+    /// sent it, and somebody has it already.
+    async fn owed(
+        &self,
+        signature: &GoSignature,
+        task: &MirroredTask,
+    ) -> Result<Option<OwedMessage>, BackendError> {
+        let at = task.at;
         let text = |name: &str| signature.text(name).unwrap_or_default();
         let (id, name, key) = (text("UUID"), text("Name"), text("RoutingKey"));
         let new = NewState { id: &id, name: &name, state: GoState::Pending, results: &[], error: "", at };
         if let Some(record) = decide_state(None, &new) {
             // One that is there was written before: by an earlier try of this, or by a run of the callback.
-            self.values.write_absent(&id, record.as_bytes(), self.expiry).await?;
+            let written = self.values.write_absent(&id, record.as_bytes(), self.expiry).await?;
+            // A worker of Go would run it once more.
+            if !written && task.repeated && self.has_begun(&id).await? {
+                return Ok(None);
+            }
         }
         let eta = signature.eta().ok().flatten();
         let queue = self.queues.get(&key).cloned().ok_or_else(|| {
@@ -159,11 +170,17 @@ impl MachineryMirror {
                  [queues.NAME] with profile = \"machinery\" and this routing_key"
             )
         });
-        Ok(OwedMessage {
+        Ok(Some(OwedMessage {
             message: message_of(signature),
             queue,
             delay: eta.map_or(Duration::ZERO, |eta| eta.since(at)),
-        })
+        }))
+    }
+
+    /// Returns `true` if a worker has received this task.
+    async fn has_begun(&self, id: &str) -> Result<bool, BackendError> {
+        let state = self.read_one(id).await?;
+        Ok(state.is_some_and(|state| state.state != TaskState::Pending))
     }
 
     /// Returns the callback of the chord of a member that has succeeded, if all of its members have and nobody else has
@@ -313,7 +330,7 @@ impl Mirror for MachineryMirror {
         }
         let mut owed = Vec::with_capacity(callbacks.len());
         for callback in &callbacks {
-            owed.push(self.owed(callback, task.at).await?);
+            owed.extend(self.owed(callback, task).await?);
         }
         Ok(Followed::Owes(owed))
     }

@@ -9,7 +9,7 @@ use crate::{
     builtin::WORKFLOW_TASK,
     flow::{Catch, Flow, JoinPart, Policy, Step, StepPlace},
     id::{QueueName, TaskId, TaskName},
-    mirrored_record::Awaited,
+    mirrored_record::AwaitedTasks,
     wire::{NestedGroup, NestedTask, NestedTasks, TaskMessage},
 };
 
@@ -23,7 +23,7 @@ pub(super) struct NestedWorkflow {
     /// Tasks that come later, for their records: id, name and queue.
     pub(super) later: Vec<(TaskId, String, String)>,
     /// Tasks on which the result depends.
-    pub(super) awaited: Awaited,
+    pub(super) awaited: AwaitedTasks,
 }
 
 /// A task that is sent.
@@ -52,7 +52,7 @@ pub(super) fn nest(root: &TaskId, flow: &Flow, result: &TaskId) -> Result<Nested
     let firsts: Vec<&Step> = flow.then.iter().filter_map(|name| flow.step(name)).collect();
     let (waiting, entries): (Vec<&Step>, Vec<&Step>) =
         firsts.into_iter().partition(|step| !step.awaits().is_empty());
-    let mut awaited = Awaited { root: root.clone(), before: Vec::new(), parts: Vec::new() };
+    let mut awaited = AwaitedTasks { root: root.clone(), before: Vec::new(), parts: Vec::new() };
     let mut places: BTreeMap<&str, NestedGroup> = BTreeMap::new();
     let mut groups = Vec::new();
     for step in waiting {

@@ -43,7 +43,7 @@ const GAPS: [(&str, &str, &str); 14] = [
     ("no_unix_signals", "NO_UNIX_SIGNALS", "the worker ends at SIGTERM and SIGINT"),
     ("redis.master_name", "REDIS_MASTER_NAME", "write a URL redis+sentinel:// into result_backend"),
     ("redis.cluster_enabled", "REDIS_CLUSTER_ENABLED", "write a URL redis+cluster:// into result_backend"),
-    ("redis.", "", "machinist keeps one connection, with timeouts of its own choice"),
+    ("redis.", "", "machinist keeps one connection, and sets its timeouts"),
     ("sqs.", "", "SQS is no broker of machinist"),
     ("dynamodb.", "", "DynamoDB is no backend of machinist"),
     ("mongodb.", "", "MongoDB is no backend of machinist"),
@@ -67,7 +67,7 @@ pub struct MachineryGap {
     pub key: String,
     /// Its value, as text.
     pub value: String,
-    /// Why it has none, and what to do.
+    /// The reason that it has none, and the remedy.
     pub why: String,
 }
 
