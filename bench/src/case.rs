@@ -1,6 +1,8 @@
 //! What is measured: one line each.
 
-use crate::order::System::{self, Ed25519, Ed25519Encrypted, Floor, Hmac, HmacEncrypted, Machinist};
+use crate::order::System::{
+    self, Ed25519, Ed25519Encrypted, Floor, Hmac, HmacEncrypted, Machinery, Machinist,
+};
 
 /// One thing to measure.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +67,7 @@ const fn case(name: &'static str, title: &'static str, shape: Shape, tasks: usiz
 }
 
 /// The most important first.
-pub(crate) const CASES: [Case; 21] = [
+pub(crate) const CASES: [Case; 22] = [
     case(
         "drain-256",
         "drain a full queue, concurrency 256",
@@ -156,6 +158,15 @@ pub(crate) const CASES: [Case; 21] = [
             "chords of 10: last member to callback",
             Shape::ChordsLone { members: 10 },
             2_200,
+        )
+    },
+    Case {
+        systems: &[Machinist, Machinery],
+        ..case(
+            "drain-machinery",
+            "drain a full queue of Go machinery, concurrency 256",
+            Shape::Drain { concurrency: 256, sleep_ms: 0 },
+            20_000,
         )
     },
     Case { systems: ALONE, ..case("idle", "idle worker", Shape::Idle { store: NETWORK, seconds: 10 }, 1) },

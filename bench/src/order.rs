@@ -9,6 +9,8 @@ pub(crate) enum System {
     Floor,
     /// This project, without keys.
     Machinist,
+    /// This project on a queue of Go machinery, with the states that Go expects.
+    Machinery,
     /// This project, everything signed with HMAC-SHA256.
     Hmac,
     /// This project, everything signed with Ed25519.
@@ -24,6 +26,7 @@ impl System {
         match self {
             Self::Floor => "floor",
             Self::Machinist => "machinist",
+            Self::Machinery => "machinery",
             Self::Hmac => "hmac",
             Self::Ed25519 => "ed25519",
             Self::HmacEncrypted => "hmac, encrypted",

@@ -5,11 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use futures_util::future::try_join_all;
 use machinist::{
-    App, Client, Rest, Signature, State, TaskDef, TaskError, Worker,
-    amqp::{AmqpBroker, AmqpOptions},
+    App, Client, QueueName, QueueOptions, Rest, Signature, State, TaskDef, TaskError, Worker,
+    amqp::{AmqpBroker, AmqpOptions, ExistingQueue},
+    machinery::{MachineryMirror, MachineryProfile},
     redis::{RedisBackend, RedisOptions},
     sign::{Algorithm, Key, Keyring},
     sqlite::{SqliteOptions, SqliteStore, Synchronous},
@@ -23,6 +24,8 @@ use crate::{
 
 const CALLBACK: TaskDef<Rest<serde_json::Value>, ()> = TaskDef::new("callback");
 const NOOP: TaskDef<String, ()> = TaskDef::new("noop");
+/// Exchange of the queues that a program of Go declares.
+pub(crate) const MACHINERY_EXCHANGE: &str = "bench-machinery";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the handler needs.
@@ -50,7 +53,10 @@ async fn callback(State(shop): State<Shop>, _: Rest<serde_json::Value>) -> Resul
 }
 
 pub(crate) async fn play(order: &Order) -> Result<Told> {
-    let app = connect_to(&order.servers, order.system).await?;
+    let app = match order.system {
+        System::Machinery => connect_to_machinery(order).await?,
+        system => connect_to(&order.servers, system).await?,
+    };
     let told = match order.duty {
         Duty::Work { concurrency, sleep_ms, .. } => {
             work(&app, order, concurrency, Duration::from_millis(sleep_ms)).await
@@ -87,10 +93,28 @@ pub(crate) async fn connect_to(servers: &Servers, system: System) -> Result<App>
     Ok(builder.build().await?)
 }
 
+/// Connects to a queue that a program of Go declares, with the states that it expects.
+async fn connect_to_machinery(order: &Order) -> Result<App> {
+    let Servers::Network { amqp, redis } = &order.servers else { bail!("Go machinery has no file") };
+    let queue = QueueName::parse(&order.queue)?;
+    let existing = ExistingQueue::new(&order.queue).through(MACHINERY_EXCHANGE, &order.queue);
+    let existing_queues = [(queue.clone(), existing)].into();
+    let broker = AmqpBroker::connect(amqp, AmqpOptions { existing_queues, ..AmqpOptions::default() }).await?;
+    let backend = RedisBackend::connect(redis, RedisOptions::default()).await?;
+    let mirror = MachineryMirror::new(backend.values(), &order.queue).queue(&order.queue, queue.clone());
+    let options = QueueOptions::default()
+        .profile(MachineryProfile::new(&order.queue))
+        .allow_unsigned(["*"])
+        .shared()
+        .mirror(mirror);
+    let builder = App::builder(Arc::new(broker), Arc::new(backend)).allow_unsigned();
+    Ok(builder.queue(queue, options).build().await?)
+}
+
 /// The same in every process, because a sender's worker must know them. They keep nothing secret.
 fn keys(system: System) -> Result<Vec<Key>> {
     let algorithms: &[Algorithm] = match system {
-        System::Floor | System::Machinist => &[],
+        System::Floor | System::Machinist | System::Machinery => &[],
         System::Hmac => &[Algorithm::HmacSha256],
         System::Ed25519 => &[Algorithm::Ed25519],
         System::HmacEncrypted => &[Algorithm::HmacSha256, Algorithm::XChaCha20Poly1305],

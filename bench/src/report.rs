@@ -93,12 +93,16 @@ fn markdown(machine: &Machine, rounds: u32, quick: bool, runs: &[Run]) -> Result
     for m in measured.iter().filter(|m| !m.signed.is_empty()) {
         writeln!(
             text,
-            "\n| {} | tasks/s | signed / unsigned | worker, µs/task | sender, µs/task |",
-            m.case.title
+            "\n| {} | tasks/s | {} | worker, µs/task | sender, µs/task |",
+            m.case.title,
+            if m.is_machinery() { "machinery / own wire" } else { "signed / unsigned" }
         )?;
         writeln!(text, "|---|---|---|---|---|")?;
         let cpu = |share: Option<Share>, tasks| share.map_or(f64::NAN, |share| share.cpu_us / tasks as f64);
-        for (name, runs) in [("unsigned", &m.ours)].into_iter().chain(m.signed.iter().map(|(n, r)| (*n, r))) {
+        for (name, runs) in [(if m.is_machinery() { "own wire" } else { "unsigned" }, &m.ours)]
+            .into_iter()
+            .chain(m.signed.iter().map(|(n, r)| (*n, r)))
+        {
             writeln!(
                 text,
                 "| {name} | {} | {} | {} | {} |",
@@ -198,7 +202,7 @@ struct Measured<'a> {
     case: &'a Case,
     floor: Vec<&'a Run>,
     ours: Vec<&'a Run>,
-    /// By algorithm.
+    /// By algorithm, or on a queue of another program.
     signed: Vec<(&'static str, Vec<&'a Run>)>,
 }
 
@@ -207,10 +211,20 @@ impl<'a> Measured<'a> {
         let of = |system: System| -> Vec<_> {
             runs.iter().filter(|r| r.case == case.name && r.system == system.name()).collect()
         };
-        let signed = [System::Hmac, System::Ed25519, System::HmacEncrypted, System::Ed25519Encrypted]
-            .map(|system| (system.name(), of(system)));
+        let others = [
+            System::Machinery,
+            System::Hmac,
+            System::Ed25519,
+            System::HmacEncrypted,
+            System::Ed25519Encrypted,
+        ];
+        let signed = others.map(|system| (system.name(), of(system)));
         let signed = signed.into_iter().filter(|(_, runs)| !runs.is_empty()).collect();
         Self { case, floor: of(System::Floor), ours: of(System::Machinist), signed }
+    }
+
+    fn is_machinery(&self) -> bool {
+        self.signed.iter().any(|(name, _)| *name == System::Machinery.name())
     }
 
     fn tasks(&self) -> usize {

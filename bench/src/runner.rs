@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lapin::{
-    Connection, ConnectionProperties,
-    options::{QueueDeclareOptions, QueueDeleteOptions},
+    Connection, ConnectionProperties, ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::FieldTable,
 };
 use serde::Serialize;
@@ -24,7 +24,7 @@ use crate::{
     case::{CASES, Case, Shape, Store},
     meter,
     order::{Duty, Order, Servers, System, Told},
-    part, report,
+    part, product, report,
 };
 
 /// No process of a case takes longer than this.
@@ -155,6 +155,9 @@ impl<'a> Bench<'a> {
                 (Some(Duty::Idle { seconds }), None, servers)
             }
         };
+        if system == System::Machinery {
+            self.declare_as_go(&queue(case, system)).await?;
+        }
         if let Shape::Drain { .. } = case.shape {
             Part::start_program(&self.program, &self.order(case, system, send_all, &servers))
                 .await?
@@ -206,6 +209,21 @@ impl<'a> Bench<'a> {
         })
     }
 
+    /// Declares exchange and queue as a program of Go does.
+    async fn declare_as_go(&self, queue: &str) -> Result<()> {
+        let channel = self.amqp.create_channel().await?;
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let none = FieldTable::default;
+        let exchange = product::MACHINERY_EXCHANGE;
+        channel.exchange_declare(exchange.into(), ExchangeKind::Direct, durable, none()).await?;
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(queue.into(), durable, none()).await?;
+        channel
+            .queue_bind(queue.into(), exchange.into(), queue.into(), QueueBindOptions::default(), none())
+            .await?;
+        Ok(channel.close(200, "declared".into()).await?)
+    }
+
     async fn start_some(&self, order: Option<&Order>) -> Result<Option<Part>> {
         match order {
             Some(order) => Part::start_program(&self.program, order).await.map(Some),
@@ -225,7 +243,7 @@ impl<'a> Bench<'a> {
     /// Leaves servers as empty as they were.
     pub(crate) async fn tidy(&self, queue: &str) -> Result<()> {
         let channel = self.amqp.create_channel().await?;
-        for queue in [queue.to_owned(), format!("{queue}.dead")] {
+        for queue in [queue.to_owned(), format!("{queue}.dead"), format!("{queue}.guards")] {
             // Deleting what is not there is no error.
             channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
         }

@@ -133,6 +133,24 @@ impl RedisValues {
         Ok(answer != Value::Nil)
     }
 
+    /// Writes values for which there is none yet: key, value and expiry of each.
+    ///
+    /// # Errors
+    /// [`BackendError`] of the server.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves each value written or not.
+    pub async fn write_all_absent(
+        &self,
+        values: Vec<(String, String, Duration)>,
+    ) -> Result<(), BackendError> {
+        let write = |(key, value, expiry): &(String, String, Duration)| {
+            let (key, value, expiry) = (key.clone(), value.clone(), *expiry);
+            async move { self.write_absent(&key, value.as_bytes(), expiry).await }
+        };
+        try_join_all(values.iter().map(write)).await.map(drop)
+    }
+
     /// Deletes a value if it is this one. Returns `true` if it was deleted.
     ///
     /// # Errors

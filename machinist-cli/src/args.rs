@@ -134,8 +134,17 @@ impl GlobalArgs {
             queues: worker.map(|w| w.queues.clone()).unwrap_or_default(),
             concurrency: worker.and_then(|w| w.concurrency).map(usize::from),
             grace: worker.and_then(|w| w.grace),
+            machinery_config: worker.and_then(|w| w.machinery_config.clone()),
         }
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// Print the machinist.toml that means the same as a configuration of Go machinery (YAML, and its variables), with
+    /// passwords; its comments name what has no counterpart
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) from_machinery: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -195,7 +204,7 @@ pub(crate) enum CliCommand {
     /// Check broker, backend and keys, and report problems
     Doctor,
     /// Show the settings in force, and the place that sets each
-    Config,
+    Config(ConfigArgs),
     /// Print completions for a shell
     Completions {
         /// Name of the shell
@@ -316,6 +325,10 @@ pub(crate) struct WorkerArgs {
     /// /readyz while the worker takes tasks, and /metrics shows the metrics for Prometheus
     #[arg(long, value_name = "IP:PORT", value_parser = health_address)]
     pub(crate) health: Option<SocketAddr>,
+    /// Take broker, backend and queue from a configuration of Go machinery (YAML, and its variables), where nothing else
+    /// sets them
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    machinery_config: Option<PathBuf>,
     /// Also run the demo tasks: add, echo, sleep, fail
     #[arg(long)]
     pub(crate) demo: bool,

@@ -264,7 +264,7 @@ impl From<SendError> for CliError {
             SendError::Duplicate { of, .. } => {
                 (Code::Failed, Some(format!("`machinist status {of}` shows the task that has the key")))
             }
-            SendError::Workers { .. } | SendError::Unique { .. } => {
+            SendError::Workers { .. } | SendError::Unique { .. } | SendError::Record { .. } => {
                 (Code::Unreachable, Some(DOCTOR_HINT.to_owned()))
             }
             SendError::Key { .. } => {

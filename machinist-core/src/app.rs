@@ -20,7 +20,7 @@ use crate::{
     record::{FactName, name},
     security::{QueueOptions, QueueRules, Trust, is_encrypted},
     sign::{KeyError, Keyring, SigningScope},
-    wire::{Body, Codec, Envelope, MaxSizes, message_to_fact, write_foreign},
+    wire::{Body, Codec, Envelope, MaxSizes, NestedTasks, message_to_fact, write_foreign},
 };
 
 /// Interval at which a process asks the backend for its time.
@@ -158,11 +158,23 @@ impl App {
     /// # Errors
     /// The format cannot express it.
     pub(crate) fn message(&self, envelope: &Envelope) -> Result<Message, PublishError> {
+        self.message_with(envelope, NestedTasks::default())
+    }
+
+    /// The message that carries an envelope and what follows it, in the format of its queue.
+    ///
+    /// # Errors
+    /// The format cannot express it.
+    pub(crate) fn message_with(
+        &self,
+        envelope: &Envelope,
+        nested: NestedTasks,
+    ) -> Result<Message, PublishError> {
         let app = &self.0;
         let Some(profile) = app.rules.profile(&envelope.queue) else {
             return Ok(self.signed_message(envelope));
         };
-        write_foreign(profile, envelope, &app.max_sizes).map_err(|error| PublishError::Rejected {
+        write_foreign(profile, envelope, nested, &app.max_sizes).map_err(|error| PublishError::Rejected {
             reason: format!("it cannot be written as {}: {error}", profile.name()),
         })
     }

@@ -1,6 +1,8 @@
 //! Sending signatures, so that *Ok* means what it says: the broker has them.
 
+mod nested_workflow;
 mod prepared_send;
+mod send_nested;
 mod send_within;
 mod unique_key;
 
@@ -21,12 +23,13 @@ use crate::{
     flow::{Flow, StepPlace},
     id::{QueueName, TaskId, TaskName},
     limit::MAX_BURST,
+    mirror::SentTask,
     record::{self, Counters, FactName, Facts, Failure, FailureKind, name},
     result::AsyncResult,
     sent_name::check_sent_name,
     signature::SignatureParts,
     trace::TraceContext,
-    wire::{Body, Envelope, FirstSigner, Oversize, Pairs, message_to_fact},
+    wire::{Body, Envelope, FirstSigner, NestedTasks, Oversize, Pairs, message_to_fact},
     workflow::{Sendable, SendableParts},
 };
 
@@ -49,6 +52,8 @@ pub(crate) struct PreparedSignature {
     pub(crate) sending: Sending,
     /// Key that the task has to claim before it is sent.
     pub(crate) unique: Option<UniqueClaim>,
+    /// The task as the program is told that shares its queue; `None` if nobody shares it.
+    pub(crate) sent: Option<SentTask>,
 }
 
 /// A task on its way to the broker.
@@ -105,6 +110,14 @@ impl Client {
         all: Vec<S>,
     ) -> Vec<Result<AsyncResult<S::ResultType>, SendError>> {
         let all: Vec<_> = all.into_iter().map(Sendable::into_parts).collect();
+        if all.iter().any(|one| self.is_nested(one)) {
+            return Box::pin(self.send_some_nested::<S>(all)).await;
+        }
+        self.send_parts(all).await
+    }
+
+    /// Sends signatures, each as one message.
+    async fn send_parts<R>(&self, all: Vec<SendableParts>) -> Vec<Result<AsyncResult<R>, SendError>> {
         let required: Vec<_> = all.iter().map(|one| one.parts.require_worker).collect();
         let mut prepared = Vec::with_capacity(all.len());
         for mut one in all {
@@ -191,15 +204,20 @@ impl Client {
     /// Publishes and records prepared signatures; one answer for each, in their order.
     pub(crate) async fn publish<R>(
         &self,
-        prepared: Vec<Result<PreparedSignature, SendError>>,
+        mut prepared: Vec<Result<PreparedSignature, SendError>>,
     ) -> Vec<Result<AsyncResult<R>, SendError>> {
         let app = &self.app.0;
+        self.show_sending(&mut prepared).await;
+        let mut shown: BTreeMap<TaskId, (QueueName, SentTask)> = BTreeMap::new();
         let mut batch = Vec::with_capacity(prepared.len());
         let mut facts = Vec::with_capacity(prepared.len());
         let sending: Vec<Result<Sending, SendError>> = prepared
             .into_iter()
             .map(|prepared| {
                 let prepared = prepared?;
+                if let Some(sent) = prepared.sent {
+                    shown.insert(sent.id.clone(), (prepared.sending.queue.clone(), sent));
+                }
                 batch.push(prepared.publish);
                 facts.push(prepared.facts.into());
                 Ok(prepared.sending)
@@ -221,6 +239,7 @@ impl Client {
         }
         let mut published = published.into_iter();
         let mut unsent = Vec::new();
+        let mut not_sent = Vec::new();
         let mut scheduled = Vec::new();
         let results = sending
             .into_iter()
@@ -235,12 +254,13 @@ impl Client {
                             IndexUpdate::Put { index: Index::Scheduled, at, member }
                         }));
                         let of_workflow = result != id;
-                        let result = AsyncResult::sent(self.app.clone(), result);
+                        let result = AsyncResult::sent(self.app.clone(), result).of_queue(queue);
                         Ok(if of_workflow { result.of_workflow(id) } else { result })
                     }
                     Some(Err(source)) => {
                         if source.is_certain() {
                             unsent.push(forget(&id).into());
+                            not_sent.extend(shown.remove(&id));
                         }
                         Err(SendError::Publish { id, source })
                     }
@@ -256,6 +276,7 @@ impl Client {
                 tracing::warn!(%error, "the record of a task that was not sent remains as PENDING");
             }
         }
+        self.show_not_sent(&not_sent).await;
         // After the records: whoever lists takes out what has none.
         if !scheduled.is_empty()
             && let Err(error) = app.backend.update_indexes(scheduled).await
@@ -272,7 +293,7 @@ impl Client {
 
     /// Checks a signature, and makes its message and its facts.
     pub(crate) fn prepare(&self, sendable: SendableParts) -> Result<PreparedSignature, SendError> {
-        let SendableParts { mut parts, outline, result } = sendable;
+        let SendableParts { mut parts, outline, result, nested } = sendable;
         let app = &self.app.0;
         let now = app.clock.latest();
         let due = parts.when.at(now);
@@ -322,7 +343,7 @@ impl Client {
             first: FirstSigner::Publisher,
             source: None,
         });
-        let message = self.message(&envelope)?;
+        let message = self.message_with(&envelope, nested)?;
         let size = app.max_sizes.check(&message).map_err(|oversize| too_large(&envelope.id, oversize))?;
         let mut facts = sender_facts(&envelope);
         if let Some(outline) = outline {
@@ -337,8 +358,10 @@ impl Client {
         let publish = Publish { target: Target::Queue(queue), message, delay };
         let Envelope { id, name, queue, eta, .. } = envelope;
         let result = result.unwrap_or_else(|| id.clone());
+        let sent = SentTask { due: due.max(now), ..SentTask::new(id.clone(), name.clone(), now) };
+        let sent = app.rules.mirror(&queue).map(|_| sent);
         let sending = Sending { id, name, queue, eta, result, span };
-        Ok(PreparedSignature { publish, facts, sending, unique })
+        Ok(PreparedSignature { publish, facts, sending, unique, sent })
     }
 
     /// Checks the names under which a task is sent. A queue of another program has the names of that program.
@@ -382,7 +405,17 @@ impl Client {
 
     /// Returns the message of a task, in the format of its queue.
     pub(crate) fn message(&self, envelope: &Envelope) -> Result<Message, SendError> {
-        self.app.message(envelope).map_err(|source| SendError::Publish { id: envelope.id.clone(), source })
+        self.message_with(envelope, NestedTasks::default())
+    }
+
+    /// Returns the message of a task and of what follows it, in the format of its queue.
+    fn message_with(&self, envelope: &Envelope, nested: NestedTasks) -> Result<Message, SendError> {
+        let id = &envelope.id;
+        self.app.message_with(envelope, nested).map_err(|error| match error {
+            // The format has no word for it: nothing that another try or the broker could change.
+            PublishError::Rejected { reason } => SendError::Invalid(format!("task {id}: {reason}")),
+            source => SendError::Publish { id: id.clone(), source },
+        })
     }
 
     /// Publishes one message.

@@ -14,6 +14,7 @@ use crate::{
     error::SendError,
     event::{EventKind, EventTask},
     id::{QueueName, RecordId, RecordKind, SessionId, TaskId, TaskName},
+    mirror::SentTask,
     record::{
         DeadReason, Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState,
         UNFINISHED_TTL, WaitingAttempt, continued_by_record, decide_revoke, failure_of, fold, name,
@@ -358,7 +359,10 @@ impl Client {
         let Envelope { id, name, queue, .. } = envelope;
         let result = id.clone();
         let sending = Sending { id, name, queue, eta: None, result, span: tracing::Span::none() };
-        let prepared = PreparedSignature { publish, facts: record, sending, unique: None };
+        let sent = self.app.0.rules.mirror(&sending.queue);
+        let now = self.app.clock().latest();
+        let sent = sent.map(|_| SentTask::new(sending.id.clone(), sending.name.clone(), now));
+        let prepared = PreparedSignature { publish, facts: record, sending, unique: None, sent };
         // INVARIANT: one answer for one message.
         let sent = self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?;
         let mut done = Commit::new(repetition);

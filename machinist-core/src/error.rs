@@ -77,6 +77,15 @@ pub enum SendError {
         /// The backend's error.
         source: crate::backend::BackendError,
     },
+    /// Something that others have to find before they run it could not be written: its state for the program that shares
+    /// its queue, or the plan of a workflow in the format of that program. It was not sent.
+    #[error("task {id} was not sent: what other programs have to know of it could not be written")]
+    Record {
+        /// The task.
+        id: crate::id::TaskId,
+        /// The backend's error.
+        source: crate::backend::BackendError,
+    },
     /// The broker did not take it; the [`PublishError`] says whether sending again is safe, or pointless.
     #[error("task {id} was not sent")]
     Publish {

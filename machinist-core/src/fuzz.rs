@@ -19,8 +19,8 @@ use crate::{
     security::{Acceptance, QueueRules, Trust, accept, encryption},
     sign::{Algorithm, Key, KeyId, KeyState, Keyring, SigningScope, input::SigningInput},
     wire::{
-        Codec, DeadMark, Envelope, FirstSigner, ForeignTask, MaxSizes, Pairs, Profile, ProfileError,
-        TaskMessage, attempt_of, dead_letter, message_from_fact, read_foreign, write_foreign,
+        Codec, DeadMark, Envelope, FirstSigner, ForeignTask, MaxSizes, NestedTasks, Pairs, Profile,
+        ProfileError, TaskMessage, attempt_of, dead_letter, message_from_fact, read_foreign, write_foreign,
     },
 };
 
@@ -90,7 +90,8 @@ fn foreign(message: &Message) {
     let sizes = MaxSizes::default();
     let queue = QueueName::parse("q").expect("a name");
     let Ok(ForeignTask { envelope, .. }) = read_foreign(&Bare, &queue, &sizes, message, NOW) else { return };
-    let written = write_foreign(&Bare, &envelope, &sizes).expect("it has a place for all of it");
+    let written = write_foreign(&Bare, &envelope, NestedTasks::default(), &sizes)
+        .expect("it has a place for all of it");
     let again = read_foreign(&Bare, &queue, &sizes, &written, NOW).expect("what was written can be read");
     assert_eq!(Envelope { source: None, ..again.envelope }, Envelope { source: None, ..envelope });
     assert_eq!(written.body, message.body);

@@ -42,6 +42,7 @@ mod log_reader;
 mod log_scope;
 mod middleware;
 mod mirror;
+mod mirrored_record;
 mod nearest;
 #[cfg(test)]
 mod numbered;
@@ -105,7 +106,10 @@ pub use live_limits::LimitInfo;
 #[cfg(feature = "task-log")]
 pub use log_scope::TaskLogLayer;
 pub use middleware::{Middleware, Next, PublishHook};
-pub use mirror::{Followed, Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState};
+pub use mirror::{
+    Followed, Mirror, MirroredOutcome, MirroredState, MirroredTask, MirroredTick, OwedMessage, PassingState,
+    SentGroup, SentTask,
+};
 pub use nearest::nearest;
 pub use parking::ParkedTask;
 pub use purge::{PurgeMode, PurgeReport};
@@ -120,7 +124,7 @@ pub use task_log::{LogLevel, LogLine, TaskLog};
 pub use task_search::{FoundTasks, TaskSearch};
 pub use unique::{OnConflict, Unique, UniqueUntil};
 pub use why::{Evidence, TimeSpent, Why, WhyClass, WhyReason};
-pub use wire::{Codec, MaxSizes, Profile, ProfileError, TaskMessage};
+pub use wire::{Codec, MaxSizes, NestedGroup, NestedTask, NestedTasks, Profile, ProfileError, TaskMessage};
 pub use worker::{Worker, WorkerBuilder};
 pub use workflow::Workflow;
 

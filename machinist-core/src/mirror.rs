@@ -9,11 +9,12 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 
 use crate::{
-    args::Arg,
+    args::{Arg, Results},
     backend::BackendError,
     broker::Message,
     clock::Timestamp,
     id::{QueueName, TaskId, TaskName},
+    record::TaskState,
 };
 
 /// Store of another program, to which the states of the tasks of its queue are written
@@ -46,6 +47,136 @@ pub trait Mirror: fmt::Debug + Send + Sync + 'static {
         task: &MirroredTask,
         outcome: MirroredOutcome<'_>,
     ) -> Result<Followed, BackendError>;
+
+    /// Shows that tasks are about to be sent, with the groups that they form. The client calls it before it publishes
+    /// their messages. A record that is there stays as it is: the same task may be sent again.
+    ///
+    /// # Errors
+    /// [`BackendError`]: the tasks are not sent.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves part of it shown.
+    async fn sending(&self, tasks: &[SentTask], groups: &[SentGroup]) -> Result<(), BackendError>;
+
+    /// Takes back what [`sending`](Self::sending) has shown of tasks that are certainly not queued, unless it has changed
+    /// since.
+    ///
+    /// # Errors
+    /// [`BackendError`]: the states remain.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves part of it done.
+    async fn not_sent(&self, tasks: &[SentTask]) -> Result<(), BackendError>;
+
+    /// Takes a tick of a periodic task, if the other program ticks too and takes each tick once. Returns `false` if somebody
+    /// else has it. Taking the same tick again succeeds, for a worker that died before it was sent.
+    ///
+    /// # Errors
+    /// [`BackendError`]: the tick is tried again.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the tick taken or not; taking it again is fine.
+    async fn take_tick(&self, tick: &MirroredTick<'_>) -> Result<bool, BackendError> {
+        let _ = tick;
+        Ok(true)
+    }
+
+    /// Reads states as the other program has written them, one for each id; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`BackendError`] of the store. A record that cannot be read counts as none.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    async fn states(&self, ids: &[TaskId]) -> Result<Vec<Option<MirroredState>>, BackendError>;
+}
+
+/// Tick of a periodic task whose tasks go to a queue with a mirror.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MirroredTick<'a> {
+    /// Name of the periodic task.
+    pub name: &'a str,
+    /// Its cron expression.
+    pub cron: &'a str,
+    /// Time of the tick.
+    pub at: Timestamp,
+    /// Time of the next one.
+    pub next: Timestamp,
+    /// Time now.
+    pub now: Timestamp,
+}
+
+impl<'a> MirroredTick<'a> {
+    /// Creates a tick that is taken at its time, for tests of a mirror.
+    pub fn new(name: &'a str, cron: &'a str, at: Timestamp, next: Timestamp) -> Self {
+        Self { name, cron, at, next, now: at }
+    }
+}
+
+/// A task that a client sends to a queue with a mirror.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SentTask {
+    /// Id of the task.
+    pub id: TaskId,
+    /// Name of the task.
+    pub name: TaskName,
+    /// Time of sending.
+    pub at: Timestamp,
+    /// Time before which it does not run.
+    pub due: Timestamp,
+}
+
+/// A group of tasks that a client sends to a queue with a mirror.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SentGroup {
+    /// Id of the group.
+    pub id: TaskId,
+    /// Ids of its members.
+    pub members: Vec<TaskId>,
+    /// Time of sending.
+    pub at: Timestamp,
+    /// Time before which its members do not run.
+    pub due: Timestamp,
+}
+
+impl SentTask {
+    /// Creates a task that is sent and may run at once, for tests of a mirror.
+    pub fn new(id: TaskId, name: TaskName, at: Timestamp) -> Self {
+        Self { id, name, at, due: at }
+    }
+}
+
+impl SentGroup {
+    /// Creates a group that is sent and may run at once, for tests of a mirror.
+    pub fn new(id: TaskId, members: Vec<TaskId>, at: Timestamp) -> Self {
+        Self { id, members, at, due: at }
+    }
+}
+
+/// State of a task in the store of another program.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct MirroredState {
+    /// State of the task.
+    pub state: TaskState,
+    /// Name of the task.
+    pub name: String,
+    /// Results of a success.
+    pub results: Results,
+    /// Error of a failure.
+    pub error: String,
+    /// Time at which the task was sent.
+    pub sent_at: Option<Timestamp>,
+}
+
+impl MirroredState {
+    /// Creates a state without results and without an error.
+    pub fn new(state: TaskState, name: impl Into<String>) -> Self {
+        Self { state, name: name.into(), results: Results(Vec::new()), error: String::new(), sent_at: None }
+    }
 }
 
 /// Task of a queue with a mirror.
@@ -62,12 +193,14 @@ pub struct MirroredTask {
     pub at: Timestamp,
     /// `true` if the message comes back to a worker of machinist when this one dies, and not to the other program.
     pub guarded: bool,
+    /// `true` if the outcome was found recorded: some of what follows may have been done by a worker that died.
+    pub repeated: bool,
 }
 
 impl MirroredTask {
-    /// Creates the task of a message, guarded, for tests of a mirror.
+    /// Creates the task of a message, guarded and not repeated, for tests of a mirror.
     pub fn new(id: TaskId, name: TaskName, message: Arc<Message>, at: Timestamp) -> Self {
-        Self { id, name, message, at, guarded: true }
+        Self { id, name, message, at, guarded: true, repeated: false }
     }
 }
 

@@ -13,12 +13,14 @@ use crate::{
     app::App,
     args::{FromResults, Results},
     error::ResultError,
-    id::{RecordId, TaskId},
+    id::{QueueName, RecordId, TaskId},
     record::{Facts, Record, TaskState, fold},
 };
 
 /// Interval at which a waiter reads the record without a wake-up.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// First and longest interval of that kind where another program may write the state.
+const MIRROR_POLL_INTERVALS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 /// Time for which a record that was there must be gone before a waiter is told: a worker that runs the task writes a lost
 /// start back within its lease.
 const VANISHED_AFTER: Duration = Duration::from_secs(15);
@@ -38,6 +40,8 @@ pub struct AsyncResult<R = Results> {
     sent: bool,
     /// Another task has the unique key of the one that was to be sent.
     duplicate: bool,
+    /// Queue of the task, if this process has sent it.
+    queue: Option<QueueName>,
     result: PhantomData<fn() -> R>,
 }
 
@@ -71,13 +75,21 @@ impl App {
 
     /// Returns the result of a task that was sent earlier, perhaps by another process.
     pub fn result(&self, id: TaskId) -> AsyncResult {
-        AsyncResult { app: self.clone(), id, root: None, sent: false, duplicate: false, result: PhantomData }
+        AsyncResult {
+            app: self.clone(),
+            id,
+            root: None,
+            sent: false,
+            duplicate: false,
+            queue: None,
+            result: PhantomData,
+        }
     }
 }
 
 impl<R> AsyncResult<R> {
     pub(crate) fn sent(app: App, id: TaskId) -> Self {
-        Self { app, id, root: None, sent: true, duplicate: false, result: PhantomData }
+        Self { app, id, root: None, sent: true, duplicate: false, queue: None, result: PhantomData }
     }
 
     /// The result of a task that has the unique key of another, which was not sent.
@@ -88,6 +100,11 @@ impl<R> AsyncResult<R> {
     /// Returns `true` if nothing was sent, because this task has the unique key of the signature.
     pub fn is_duplicate(&self) -> bool {
         self.duplicate
+    }
+
+    /// Names the queue of the task.
+    pub(crate) fn of_queue(self, queue: QueueName) -> Self {
+        Self { queue: Some(queue), ..self }
     }
 
     /// Names the workflow that the task ends.
@@ -119,6 +136,7 @@ impl<R> AsyncResult<R> {
             root: self.root,
             sent: self.sent,
             duplicate: self.duplicate,
+            queue: self.queue,
             result: PhantomData,
         }
     }
@@ -165,7 +183,7 @@ impl<R> AsyncResult<R> {
             if record.as_ref() != seen || Instant::now() >= deadline {
                 return record.ok_or_else(|| ResultError::Unknown { id: self.id.clone() });
             }
-            let look = deadline.min(Instant::now() + POLL_INTERVAL);
+            let look = deadline.min(Instant::now() + self.longest_poll());
             let _woken_or_looking = tokio::time::timeout_at(look, watch.changed()).await;
         }
     }
@@ -196,6 +214,7 @@ impl<R> AsyncResult<R> {
         // Time at which a record that was there was first found gone.
         let mut gone_since = None;
         let mut seen = false;
+        let mut poll = self.first_poll();
         loop {
             let asked = self.look(&mut watch, deadline).await;
             if let Ok(record) = &asked {
@@ -218,12 +237,22 @@ impl<R> AsyncResult<R> {
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Ok(_) | Err(_) => {}
             }
-            let next = deadline.min(Instant::now() + POLL_INTERVAL);
+            let next = deadline.min(Instant::now() + poll);
+            poll = (poll * 2).min(self.longest_poll());
             match &mut watch {
                 Some(watch) => drop(tokio::time::timeout_at(next, watch.changed()).await),
                 None => tokio::time::sleep_until(next.min(Instant::now() + POLL_INTERVAL / 4)).await,
             }
         }
+    }
+
+    /// Returns the interval after which a waiter reads for the second time. Other programs wake nobody.
+    fn first_poll(&self) -> Duration {
+        if self.app.0.rules.has_mirrors() { MIRROR_POLL_INTERVALS.0 } else { POLL_INTERVAL }
+    }
+
+    fn longest_poll(&self) -> Duration {
+        if self.app.0.rules.has_mirrors() { MIRROR_POLL_INTERVALS.1 } else { POLL_INTERVAL }
     }
 
     /// Reads once; begins to watch before, so that nothing that comes after is missed.
@@ -264,7 +293,7 @@ impl<R> AsyncResult<R> {
     async fn read(&self) -> Result<Option<Record>, ResultError> {
         let facts = self.app.backend().read(&[RecordId::from(&self.id)]).await?;
         let Some(facts) = facts.into_iter().next() else { return Ok(None) };
-        self.app.record_of(&self.id, facts)
+        self.app.full_record(&self.id, facts, self.queue.as_ref()).await
     }
 }
 
@@ -355,6 +384,7 @@ impl<R> Clone for AsyncResult<R> {
             root: self.root.clone(),
             sent: self.sent,
             duplicate: self.duplicate,
+            queue: self.queue.clone(),
             result: PhantomData,
         }
     }

@@ -14,6 +14,7 @@ mod profile;
 mod samples;
 mod signature;
 mod state;
+mod tick;
 mod value;
 
 pub use mirror::MachineryMirror;

@@ -5,14 +5,16 @@ use std::{collections::BTreeMap, time::Duration};
 use async_trait::async_trait;
 use machinist_backend_redis::RedisValues;
 use machinist_core::{
-    Followed, Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState, QueueName, TaskId,
-    backend::BackendError, broker::Message, clock::Timestamp,
+    Followed, Mirror, MirroredOutcome, MirroredState, MirroredTask, MirroredTick, OwedMessage, PassingState,
+    QueueName, SentGroup, SentTask, TaskId, backend::BackendError, broker::Message, clock::Timestamp,
+    record::TaskState,
 };
 
 use crate::{
     callback::{after_chord, after_failure, after_success},
     signature::GoSignature,
-    state::{GoState, GroupMeta, NewState, decide_state, results_as_args, succeeded},
+    state::{GoState, GroupMeta, NewState, decide_state, pending, read_state, results_as_args, succeeded},
+    tick::{TickDecision, TickLock},
 };
 
 /// Time for which Go keeps a state unless its configuration says otherwise.
@@ -58,12 +60,20 @@ pub struct MachineryMirror {
     /// Routing key of callbacks that name none.
     routing_key: String,
     queues: BTreeMap<String, QueueName>,
+    /// Base name of the program of Go with which ticks are shared.
+    program: Option<String>,
 }
 
 impl MachineryMirror {
     /// Creates the mirror of a queue. Callbacks without a routing key get this one.
     pub fn new(values: RedisValues, routing_key: impl Into<String>) -> Self {
-        Self { values, expiry: DEFAULT_EXPIRY, routing_key: routing_key.into(), queues: BTreeMap::new() }
+        Self {
+            values,
+            expiry: DEFAULT_EXPIRY,
+            routing_key: routing_key.into(),
+            queues: BTreeMap::new(),
+            program: None,
+        }
     }
 
     /// Names the queue of a routing key. Callbacks with a key that leads to no queue become dead letters.
@@ -78,6 +88,36 @@ impl MachineryMirror {
     pub fn expiry(mut self, expiry: Duration) -> Self {
         self.expiry = expiry;
         self
+    }
+
+    /// Shares the ticks of periodic tasks with those of a program of Go that has this base name: each tick is taken by one of
+    /// both, if they have the same name and the same cron expression.
+    #[must_use]
+    pub fn program(mut self, base_name: impl Into<String>) -> Self {
+        self.program = Some(base_name.into());
+        self
+    }
+
+    /// Takes a tick by its lock.
+    async fn lock_tick(&self, program: &str, tick: &MirroredTick<'_>) -> Result<bool, BackendError> {
+        let lock = TickLock::new(program, tick);
+        for _ in 0..REPLACE_TRIES {
+            let found = match self.values.read(&[lock.key.as_str()]).await {
+                Ok(mut found) => found.pop().flatten(),
+                Err(error) => return Err(error),
+            };
+            match lock.decide(found.as_deref(), tick) {
+                TickDecision::Ours => return Ok(true),
+                TickDecision::Theirs => return Ok(false),
+                TickDecision::Take { expiry } => {
+                    let value = lock.value.as_bytes();
+                    if self.values.replace(&lock.key, found.as_deref(), value, expiry).await? {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Err(BackendError::Unavailable(format!("others write the lock {} all the time", lock.key).into()))
     }
 
     /// Writes a state, unless what is there says that it must not be written.
@@ -104,14 +144,24 @@ impl MachineryMirror {
         Err(BackendError::Unavailable(format!("others write the state of {} all the time", new.id).into()))
     }
 
-    /// Shows that a task was sent, unless it is known already, and returns its message.
-    async fn owed(&self, signature: &GoSignature, at: Timestamp) -> Result<OwedMessage, BackendError> {
+    /// Shows that a task was sent, unless it is known already, and returns its message. `None` if a worker that died has
+    /// sent it, and somebody has it already.
+    async fn owed(
+        &self,
+        signature: &GoSignature,
+        task: &MirroredTask,
+    ) -> Result<Option<OwedMessage>, BackendError> {
+        let at = task.at;
         let text = |name: &str| signature.text(name).unwrap_or_default();
         let (id, name, key) = (text("UUID"), text("Name"), text("RoutingKey"));
         let new = NewState { id: &id, name: &name, state: GoState::Pending, results: &[], error: "", at };
         if let Some(record) = decide_state(None, &new) {
             // One that is there was written before: by an earlier try of this, or by a run of the callback.
-            self.values.write_absent(&id, record.as_bytes(), self.expiry).await?;
+            let written = self.values.write_absent(&id, record.as_bytes(), self.expiry).await?;
+            // A worker of Go would run it once more.
+            if !written && task.repeated && self.has_begun(&id).await? {
+                return Ok(None);
+            }
         }
         let eta = signature.eta().ok().flatten();
         let queue = self.queues.get(&key).cloned().ok_or_else(|| {
@@ -120,11 +170,17 @@ impl MachineryMirror {
                  [queues.NAME] with profile = \"machinery\" and this routing_key"
             )
         });
-        Ok(OwedMessage {
+        Ok(Some(OwedMessage {
             message: message_of(signature),
             queue,
             delay: eta.map_or(Duration::ZERO, |eta| eta.since(at)),
-        })
+        }))
+    }
+
+    /// Returns `true` if a worker has received this task.
+    async fn has_begun(&self, id: &str) -> Result<bool, BackendError> {
+        let state = self.read_one(id).await?;
+        Ok(state.is_some_and(|state| state.state != TaskState::Pending))
     }
 
     /// Returns the callback of the chord of a member that has succeeded, if all of its members have and nobody else has
@@ -178,6 +234,15 @@ impl MachineryMirror {
                 tracing::error!(group, id, error, "the callback of a chord is wrong");
                 Ok(Chord::NotOwed)
             }
+        }
+    }
+
+    /// Reads the state of a task. A value of another kind counts as none.
+    async fn read_one(&self, key: &str) -> Result<Option<MirroredState>, BackendError> {
+        match self.values.read(&[key]).await {
+            Ok(mut found) => Ok(found.pop().flatten().and_then(|found| read_state(&found))),
+            Err(BackendError::Record { .. }) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -265,9 +330,51 @@ impl Mirror for MachineryMirror {
         }
         let mut owed = Vec::with_capacity(callbacks.len());
         for callback in &callbacks {
-            owed.push(self.owed(callback, task.at).await?);
+            owed.extend(self.owed(callback, task).await?);
         }
         Ok(Followed::Owes(owed))
+    }
+
+    async fn sending(&self, tasks: &[SentTask], groups: &[SentGroup]) -> Result<(), BackendError> {
+        // Go's time to live begins when a state is written: what is delayed must outlive its delay.
+        let expiry = |at: Timestamp, due: Timestamp| self.expiry.saturating_add(due.since(at));
+        let group = |group: &SentGroup| {
+            let record = GroupMeta::new_record(group.id.as_str(), &group.members, group.at);
+            (group.id.to_string(), record, expiry(group.at, group.due))
+        };
+        let task = |task: &SentTask| (task.id.to_string(), pending(task), expiry(task.at, task.due));
+        self.values.write_all_absent(groups.iter().map(group).collect()).await?;
+        self.values.write_all_absent(tasks.iter().map(task).collect()).await
+    }
+
+    async fn not_sent(&self, tasks: &[SentTask]) -> Result<(), BackendError> {
+        for task in tasks {
+            self.values.delete(task.id.as_str(), pending(task).as_bytes()).await?;
+        }
+        Ok(())
+    }
+
+    async fn take_tick(&self, tick: &MirroredTick<'_>) -> Result<bool, BackendError> {
+        match &self.program {
+            Some(program) => self.lock_tick(program, tick).await,
+            None => Ok(true),
+        }
+    }
+
+    async fn states(&self, ids: &[TaskId]) -> Result<Vec<Option<MirroredState>>, BackendError> {
+        let keys: Vec<&str> = ids.iter().map(TaskId::as_str).collect();
+        match self.values.read(&keys).await {
+            Ok(found) => Ok(found.into_iter().map(|found| read_state(&found?)).collect()),
+            // One of the keys holds something else: the others are still answers.
+            Err(BackendError::Record { .. }) => {
+                let mut states = Vec::with_capacity(keys.len());
+                for key in keys {
+                    states.push(self.read_one(key).await?);
+                }
+                Ok(states)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -2,10 +2,11 @@
 //!
 //! Everything that a task has no place for stays in the body: a retry is the body that came, with other numbers.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use machinist_core::{
-    Backoff, Profile, ProfileError, RetryPolicy, TaskId, TaskMessage, TaskName, broker::Message,
+    Backoff, NestedTask, Profile, ProfileError, QueueName, RetryPolicy, TaskId, TaskMessage, TaskName,
+    broker::Message,
 };
 
 use crate::{
@@ -31,12 +32,85 @@ const MAX_WAITS: i64 = 45;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineryProfile {
     routing_key: String,
+    /// Routing keys of other queues.
+    routing_keys: BTreeMap<QueueName, String>,
 }
 
 impl MachineryProfile {
     /// Creates the profile of a queue that gets its messages under this routing key, which messages repeat.
     pub fn new(routing_key: impl Into<String>) -> Self {
-        Self { routing_key: routing_key.into() }
+        Self { routing_key: routing_key.into(), routing_keys: BTreeMap::new() }
+    }
+
+    /// Names the routing key of another queue, to which the later tasks of a workflow can go.
+    #[must_use]
+    pub fn queue(mut self, queue: QueueName, routing_key: impl Into<String>) -> Self {
+        self.routing_keys.insert(queue, routing_key.into());
+        self
+    }
+
+    /// Writes what follows a task into its body.
+    fn put_nested(&self, signature: &mut GoSignature, task: &TaskMessage) -> Result<(), ProfileError> {
+        let nested = &task.nested;
+        let ignoring = nested.on_success.iter().filter(|next| next.ignores_results).count();
+        if ignoring > 0 && ignoring < nested.on_success.len() {
+            return Err(inexpressible(format!(
+                "the results of {} go to some of the tasks that follow it; in Go machinery they go to all or to none",
+                task.name
+            )));
+        }
+        if ignoring > 0 {
+            signature.put_raw("Immutable", raw("true".to_owned()));
+        }
+        for (field, callbacks) in [("OnSuccess", &nested.on_success), ("OnError", &nested.on_error)] {
+            if !callbacks.is_empty() {
+                signature.put_raw(field, self.nested_list(callbacks)?);
+            }
+        }
+        let Some(group) = &nested.group else { return Ok(()) };
+        signature.put_text("GroupUUID", group.id.as_str());
+        signature.put_number("GroupTaskCount", group.size.into());
+        let Some(callback) = &group.callback else { return Ok(()) };
+        let mut body = self.nested_signature(callback)?;
+        let follows = &callback.task.nested.on_success;
+        if follows.iter().any(|next| next.ignores_results != callback.ignores_results) {
+            return Err(inexpressible(format!(
+                "task {} follows a group and is followed by others: in Go machinery either all of them get results, or \
+                 none does",
+                callback.task.name
+            )));
+        }
+        if callback.ignores_results {
+            body.put_raw("Immutable", raw("true".to_owned()));
+        }
+        signature.put_raw("ChordCallback", raw(body.to_text()));
+        Ok(())
+    }
+
+    fn nested_list(&self, tasks: &[NestedTask]) -> Result<Box<serde_json::value::RawValue>, ProfileError> {
+        let mut out = String::from("[");
+        for (at, task) in tasks.iter().enumerate() {
+            let _ =
+                write!(out, "{}{}", if at > 0 { "," } else { "" }, self.nested_signature(task)?.to_text());
+        }
+        out.push(']');
+        Ok(raw(out))
+    }
+
+    /// Returns the body of a task inside another one. It names its routing key: a worker of Go that has another queue than
+    /// its sender would take its own otherwise.
+    fn nested_signature(&self, nested: &NestedTask) -> Result<GoSignature, ProfileError> {
+        let mut signature = self.new_signature(&nested.task)?;
+        signature.put_text("UUID", nested.task.id.as_str());
+        let key = self.routing_keys.get(&nested.queue).ok_or_else(|| {
+            inexpressible(format!(
+                "task {} goes to queue {}, whose routing key is not known; add [queues.{}] with profile = \"machinery\"",
+                nested.task.name, nested.queue, nested.queue
+            ))
+        })?;
+        signature.put_text("RoutingKey", key);
+        write_retries(&mut signature, &nested.task)?;
+        Ok(signature)
     }
 
     /// Returns the body of a new task.
@@ -58,6 +132,7 @@ impl MachineryProfile {
             headers.put(name, raw_text(text));
         }
         signature.put_headers(&headers);
+        self.put_nested(&mut signature, task)?;
         Ok(signature)
     }
 }
@@ -101,6 +176,10 @@ impl Profile for MachineryProfile {
         }
         message.body = signature.to_text().into();
         Ok(message)
+    }
+
+    fn nests(&self) -> bool {
+        true
     }
 
     fn identify(&self, message: &Message, id: &TaskId) -> Option<Message> {

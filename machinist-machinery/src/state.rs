@@ -3,8 +3,8 @@
 //! A record has no guard: every writer replaces it. So each write here is decided from what is there, and replaces that
 //! alone.
 
-use machinist_core::{Arg, clock::Timestamp};
-use serde_json::Value;
+use machinist_core::{Arg, MirroredState, SentTask, TaskId, clock::Timestamp, record::TaskState};
+use serde_json::{Value, value::RawValue};
 
 use crate::{
     json::{RawFields, raw, write_text},
@@ -89,6 +89,13 @@ pub(crate) fn decide_state(found: Option<&[u8]>, new: &NewState<'_>) -> Option<S
     Some(out)
 }
 
+/// Returns the record of a task that is sent.
+pub(crate) fn pending(task: &SentTask) -> String {
+    let (id, name) = (task.id.as_str(), task.name.as_str());
+    let new = NewState { id, name, state: GoState::Pending, results: &[], error: "", at: task.at };
+    decide_state(None, &new).unwrap_or_default()
+}
+
 fn state_of(fields: &RawFields) -> Option<String> {
     serde_json::from_str(fields.get("State")?.get()).ok()
 }
@@ -102,6 +109,43 @@ pub(crate) fn succeeded(found: Option<&[u8]>) -> Option<bool> {
         "FAILURE" => Some(false),
         _ => None,
     }
+}
+
+/// Reads the state of a task; `None` if the record is none.
+pub(crate) fn read_state(found: &[u8]) -> Option<MirroredState> {
+    let text = String::from_utf8_lossy(found);
+    let fields: RawFields = serde_json::from_str(&text).ok()?;
+    let get = |name: &str| serde_json::from_str::<Option<String>>(fields.get(name)?.get()).ok()?;
+    let state = match &*state_of(&fields)? {
+        "PENDING" => TaskState::Pending,
+        "RECEIVED" => TaskState::Received,
+        "STARTED" => TaskState::Started,
+        "RETRY" => TaskState::Retry,
+        "SUCCESS" => TaskState::Success,
+        "FAILURE" => TaskState::Failure,
+        _ => return None,
+    };
+    let mut read = MirroredState::new(state, get("TaskName").unwrap_or_default());
+    read.error = get("Error").unwrap_or_default();
+    let sent = get("CreatedAt").and_then(|at| at.parse::<jiff::Timestamp>().ok());
+    read.sent_at = sent.map(|at| Timestamp::from_micros(at.as_microsecond()));
+    let results = fields.get("Results").map_or("null", RawValue::get);
+    let results: Option<Vec<RawFields>> = serde_json::from_str(results).ok()?;
+    for result in results.unwrap_or_default() {
+        read.results.0.push(read_result(&result)?);
+    }
+    Some(read)
+}
+
+/// Reads a result. What does not fit its type is kept as it is: the task has ended, and its sender is told.
+fn read_result(result: &RawFields) -> Option<Arg> {
+    let kind: String = serde_json::from_str(result.get("Type")?.get()).ok()?;
+    let written = result.get("Value")?;
+    value::read_arg(String::new(), kind.clone(), written).ok().or_else(|| {
+        let mut arg = Arg::from_value(serde_json::from_str::<Value>(written.get()).ok()?);
+        arg.kind = kind;
+        Some(arg)
+    })
 }
 
 /// Returns the results of a record as arguments of a callback, each as JSON.
@@ -172,6 +216,23 @@ pub(crate) struct GroupMeta {
 }
 
 impl GroupMeta {
+    /// Returns the record of a new group, as Go writes it.
+    pub(crate) fn new_record(id: &str, members: &[TaskId], at: Timestamp) -> String {
+        let mut out = String::from("{\"GroupUUID\":");
+        write_text(&mut out, id);
+        out.push_str(",\"TaskUUIDs\":[");
+        for (at, member) in members.iter().enumerate() {
+            if at > 0 {
+                out.push(',');
+            }
+            write_text(&mut out, member.as_str());
+        }
+        out.push_str("],\"ChordTriggered\":false,\"Lock\":false,\"CreatedAt\":");
+        write_text(&mut out, &instant(at));
+        out.push_str(",\"TTL\":0}");
+        out
+    }
+
     /// Reads the record of a group; `None` if it is none.
     pub(crate) fn parse(found: &[u8]) -> Option<Self> {
         let fields: RawFields = serde_json::from_slice(found).ok()?;

@@ -109,17 +109,13 @@ fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settin
     }
 }
 
-/// Gives the queues from which tasks run without a signature their options; with `mirrors`, states of tasks are shown to
-/// the programs that share them.
-async fn with_unsigned_queues(
-    app: AppBuilder,
-    settings: &Settings,
-    mirrors: bool,
-) -> Result<AppBuilder, ConnectError> {
+/// Gives the queues from which tasks run without a signature their options. States of tasks are shown to the programs that
+/// share the queues, and read where those programs have run a task.
+async fn with_unsigned_queues(app: AppBuilder, settings: &Settings) -> Result<AppBuilder, ConnectError> {
     let mut app = app;
     for (queue, unsigned) in &settings.unsigned_queues {
-        let mut options = profiles::options(queue, unsigned)?;
-        if mirrors && unsigned.profile.is_some() {
+        let mut options = profiles::options(queue, unsigned, settings)?;
+        if unsigned.profile.is_some() {
             options = Box::pin(mirrored(options, queue, unsigned, settings)).await?;
         }
         app = app.queue(queue.clone(), options);
@@ -217,7 +213,7 @@ impl Servers {
     ) -> Result<App, ConnectError> {
         check_keys(settings)?;
         let app = builder(self.broker?, self.backend?, settings).worker_defaults(settings.worker_defaults());
-        let app = with_unsigned_queues(app, settings, true).await?;
+        let app = with_unsigned_queues(app, settings).await?;
         let mut app = adjust(app);
         if let Some(keyring) = settings.signing_keyring()? {
             app = app.keyring(keyring);
@@ -242,7 +238,7 @@ impl Servers {
     /// Safe: open connections are closed.
     pub async fn reader(self, settings: &Settings) -> Result<App, ConnectError> {
         let app = builder(self.broker?, self.backend?, settings);
-        let mut app = with_unsigned_queues(app, settings, false).await?;
+        let mut app = with_unsigned_queues(app, settings).await?;
         match settings.keyring()? {
             Some(keyring) => {
                 app = app.keyring(keyring);

@@ -33,6 +33,8 @@ pub(crate) enum Step {
     /// All tests against RabbitMQ 4.
     #[value(name = "rabbitmq-4")]
     RabbitMq4,
+    /// Ten thousand tasks of Go machinery in a mixed fleet, whose workers of ours are killed.
+    Machinery,
     /// Every chaos scenario at its full size, two at a time.
     Chaos,
 }
@@ -73,6 +75,10 @@ impl Step {
             }
             Self::Package => package::run(workspace, interrupt),
             Self::RabbitMq4 => test::run(workspace, interrupt, Some(Major::Four), &[]),
+            Self::Machinery => {
+                let args = ["--test", "machinery", "--", "--ignored", "--nocapture"].map(str::to_owned);
+                test::run(workspace, interrupt, None, &args)
+            }
             Self::Chaos => {
                 let args = ["--all", "--size", "nightly", "--lanes", "2"].map(str::to_owned);
                 chaos::run(workspace, interrupt, None, &args)

@@ -135,6 +135,12 @@ pub(crate) struct StatusArgs {
     /// Follow the task or workflow until it has ended, and print every change
     #[arg(long)]
     pub(crate) watch: bool,
+    /// Look in the store of another program too (machinery), whose queue machinist.toml does not name
+    #[arg(long, value_name = "NAME", value_parser = ProfileName::parse)]
+    pub(crate) profile: Option<ProfileName>,
+    /// Queue of the task, with --profile [default: that of the other program]
+    #[arg(long, value_name = "QUEUE", requires = "profile", value_parser = QueueName::parse)]
+    pub(crate) queue: Option<QueueName>,
     /// List the members of this group of a workflow
     #[arg(long, value_name = "STEP", conflicts_with = "watch")]
     pub(crate) members: Option<String>,

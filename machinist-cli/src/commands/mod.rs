@@ -19,6 +19,7 @@ mod man;
 #[cfg(feature = "postgres")]
 mod migrate;
 mod periodic;
+mod profile;
 mod question;
 mod queue_pause;
 mod queues;
@@ -86,7 +87,7 @@ pub(crate) async fn run(
         CliCommand::Man { folder } => man::run(&folder),
         CliCommand::Keygen(args) => keygen::run(&args, json),
         CliCommand::Keys(args) => keys::run(args, flags, connectors, json),
-        CliCommand::Config => config::run(&settings(flags)?, json),
+        CliCommand::Config(args) => config::run(&args, &settings(flags)?, json),
         CliCommand::Doctor => doctor::run(&settings(flags)?, json).await,
         #[cfg(feature = "sqlite")]
         CliCommand::Backup(args) => backup::run(&args, &settings(flags)?, json).await,

@@ -6,13 +6,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use machinist::{
     AsyncResult, Client, QueueName, ResultError, Signature, TaskName, Unique,
     record::FailureKind,
-    settings::{DEBOUNCE_MAX_WAITS, ProfileName, Settings, UnsignedQueue},
+    settings::{DEBOUNCE_MAX_WAITS, Settings},
     worker::Tag,
 };
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{connect, receivers, verifies};
+use super::{connect, profile, receivers, verifies};
 use crate::{
     args::{ExpiryArg, SendArgs, SendOptions},
     exit::{CliError, Code},
@@ -43,8 +43,8 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     let with_profile;
     let settings = match args.profile {
         Some(profile) => {
-            let queue = queue.get_or_insert(default_queue(profile)?);
-            with_profile = settings_with_profile(settings, profile, queue, &name)?;
+            let queue = queue.get_or_insert(profile::default_queue(profile)?);
+            with_profile = profile::settings_of(settings, profile, queue, &name)?;
             &with_profile
         }
         None => settings,
@@ -101,38 +101,6 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     printer.end()?;
     app.broker().close().await;
     done
-}
-
-/// Returns the queue that the program of a profile takes if none is named.
-fn default_queue(profile: ProfileName) -> Result<QueueName, CliError> {
-    let queue = QueueName::parse(profile.default_queue());
-    queue.map_err(|error| CliError::new(Code::Failed, error.to_string()))
-}
-
-/// Returns the settings with this profile for a queue, unless they have one for it.
-fn settings_with_profile(
-    settings: &Settings,
-    profile: ProfileName,
-    queue: &QueueName,
-    task: &str,
-) -> Result<Settings, CliError> {
-    let mut settings = settings.clone();
-    match settings.unsigned_queues.get(queue) {
-        Some(known) if known.profile.as_ref().is_some_and(|known| known.value == profile) => {}
-        Some(known) => {
-            let place = &known.tasks.origin;
-            let text = format!(
-                "queue {queue} has no profile at {place}; add profile = \"{}\" there, or name another queue",
-                profile.as_str()
-            );
-            return Err(CliError::new(Code::Usage, text));
-        }
-        None => {
-            let unsigned = UnsignedQueue::of_profile(profile, queue, vec![task.to_owned()]);
-            settings.unsigned_queues.insert(queue.clone(), unsigned);
-        }
-    }
-    Ok(settings)
 }
 
 /// Returns the queue of the command line, or of this task in machinist.toml.
@@ -378,7 +346,7 @@ async fn outcome(
         ended => ended,
     };
     match record {
-        Ok(record) => Ok(Some(TaskView::from(&record).verified(printer.verifies))),
+        Ok(record) => Ok(Some(TaskView::from(&record).verified(printer.verifies && !record.mirrored))),
         Err(ResultError::Unknown { id }) => Ok(Some(TaskView::pending(&id, &printer.name, &printer.queue))),
         Err(error) => Err(error.into()),
     }

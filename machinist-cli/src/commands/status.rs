@@ -9,7 +9,7 @@ use machinist::{
     settings::Settings,
 };
 
-use super::{connect_reader, delays, verifies, workflow};
+use super::{connect_reader, delays, profile, verifies, workflow};
 use crate::{
     args::StatusArgs,
     args_view::arguments,
@@ -24,6 +24,15 @@ use crate::{
 const MAX_CHANGE_WAIT: Duration = Duration::from_secs(3600);
 
 pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    let with_profile;
+    let settings = match args.profile {
+        Some(profile) => {
+            let queue = args.queue.clone().map_or_else(|| profile::default_queue(profile), Ok)?;
+            with_profile = profile::settings_of(settings, profile, &queue, "*")?;
+            &with_profile
+        }
+        None => settings,
+    };
     let app = connect_reader(settings).await?;
     let verifies = verifies(settings)?;
     let place = workflow::place_of(&app.client(), &args.id).await?;
@@ -47,7 +56,10 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
     let root = place.map(|place| place.root.to_string());
     let view = |record: &Record| {
         let now = app.clock().now();
-        TaskView::from(record).verified(verifies).at(record, now).of_workflow(root.clone())
+        TaskView::from(record)
+            .verified(verifies && !record.mirrored)
+            .at(record, now)
+            .of_workflow(root.clone())
     };
     let with_args = async |record: &Record| {
         let asked = [(record.id.clone(), record.name.as_deref())];

@@ -12,6 +12,7 @@ mod keys;
 mod locked_down;
 mod logs;
 mod long;
+mod machinery;
 mod main_job;
 mod mixed;
 mod observe;

@@ -56,7 +56,10 @@ impl Client {
 fn may_pass(error: &SendError) -> bool {
     match error {
         SendError::Publish { source, .. } => !source.is_certain(),
-        SendError::QueueFull { .. } | SendError::Unique { .. } | SendError::Workers { .. } => true,
+        SendError::QueueFull { .. }
+        | SendError::Unique { .. }
+        | SendError::Workers { .. }
+        | SendError::Record { .. } => true,
         SendError::Name(_)
         | SendError::Invalid(_)
         | SendError::TooLarge { .. }

@@ -76,6 +76,9 @@ pub(crate) mod name {
     /// Outline of a workflow, in the record of its root.
     pub(crate) const OUTLINE: &str = "flow";
 
+    /// Tasks on whose ends the result of a workflow depends that other programs run, in the record of its last task.
+    pub(crate) const AWAITED: &str = "awaits";
+
     /// Holder of a lock, in a separate record.
     pub(crate) const HOLDER: &str = "holder";
 

@@ -114,6 +114,8 @@ pub struct Record {
     pub continued_by: Option<TaskId>,
     /// Earlier attempts, oldest first.
     pub history: Vec<Attempt>,
+    /// `true` if the state comes from the store of another program that shares the queue. Nothing signs it.
+    pub mirrored: bool,
 }
 
 /// Attempt that is over and was followed by another.
@@ -163,6 +165,7 @@ impl Record {
             retried_as: None,
             continued_by: None,
             history: Vec::new(),
+            mirrored: false,
         }
     }
 

@@ -132,6 +132,16 @@ impl QueueRules {
         self.rule(queue)?.mirror.as_ref()
     }
 
+    /// Returns `true` if the states of the tasks of any queue are shown to another program.
+    pub(crate) fn has_mirrors(&self) -> bool {
+        self.rules.values().any(|rule| rule.mirror.is_some())
+    }
+
+    /// Returns the queues whose tasks have states in the store of another program, with those stores.
+    pub(crate) fn mirrors(&self) -> impl Iterator<Item = (&QueueName, &Arc<dyn Mirror>)> {
+        self.rules.iter().filter_map(|(queue, rule)| Some((queue, rule.mirror.as_ref()?)))
+    }
+
     /// Returns the queue of the guards of a queue that is shared with another program.
     pub(crate) fn guards_of(&self, queue: &QueueName) -> Option<&QueueName> {
         self.rule(queue)?.guards.as_ref()

@@ -45,7 +45,7 @@ pub(super) async fn task(client: &Client, id: &TaskId) -> Result<TaskSituation, 
         queue: None,
         now,
     };
-    let Some(record) = client.app.record_of(id, facts.clone())? else {
+    let Some(record) = client.app.full_record(id, facts.clone(), None).await? else {
         situation.workflow = unsent_step(client, id).await?;
         return Ok(situation);
     };

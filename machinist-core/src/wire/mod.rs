@@ -5,6 +5,7 @@
 //! | `envelope` | headers, read and written; signing and verifying a message |
 //! | `pairs` | name/value pairs, which make a message one of version 2 |
 //! | `profile` | formats of other programs |
+//! | `task_message` | a task in any format, with what follows it |
 //! | `body` | what the sender writes once |
 //! | `codec` | a body as bytes |
 //! | `sizes` | maximum sizes, checked before anything is parsed |
@@ -21,10 +22,12 @@ mod pairs;
 mod profile;
 mod sizes;
 mod stored_message;
+mod task_message;
 
 pub use codec::Codec;
-pub use profile::{Profile, ProfileError, TaskMessage};
+pub use profile::{Profile, ProfileError};
 pub use sizes::MaxSizes;
+pub use task_message::{NestedGroup, NestedTask, NestedTasks, TaskMessage};
 
 pub(crate) use body::Body;
 pub(crate) use dead_letter::{

@@ -4,18 +4,16 @@
 //! (attempt, guard generation, counters, fencing token, trace) travels in machinist's own headers, which the translation
 //! here writes beside those of the profile and reads back. Inside, a foreign message is an envelope like any other.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use machinist_adapter::header;
 
-use super::{Body, Codec, Envelope, MaxSizes, Oversize, envelope::Unreadable};
+use super::{Body, Codec, Envelope, MaxSizes, NestedTasks, Oversize, TaskMessage, envelope::Unreadable};
 use crate::{
-    args::Arg,
     broker::{HeaderValue, Headers, Message},
     clock::Timestamp,
     error::BoxError,
-    id::{QueueName, TaskId, TaskName},
-    retry::RetryPolicy,
+    id::{QueueName, TaskId},
 };
 
 /// Format of the messages of a queue, other than machinist's.
@@ -91,6 +89,12 @@ pub trait Profile: fmt::Debug + Send + Sync + 'static {
         let _ = (message, id);
         None
     }
+
+    /// Returns `true` if [`write`](Self::write) writes what follows a task ([`TaskMessage::nested`]). Otherwise a workflow is
+    /// not sent in this format. Default: `false`.
+    fn nests(&self) -> bool {
+        false
+    }
 }
 
 /// Error of a profile. The text states what is wrong with the message or the task.
@@ -111,59 +115,7 @@ pub enum ProfileError {
     Inexpressible(String),
 }
 
-/// A task as a message describes it, in any format.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct TaskMessage {
-    /// Id of the task: the same for all attempts.
-    pub id: TaskId,
-    /// Name of the task.
-    pub name: TaskName,
-    /// Arguments. Those with a name come after the others.
-    pub args: Vec<Arg>,
-    /// Number of the attempt, from 1. A profile whose format counts retries sets it; otherwise it is 1, and machinist counts.
-    pub attempt: u32,
-    /// Retries among the earlier attempts. The others were postponements. `None`: all of them were retries.
-    pub retries: Option<u32>,
-    /// Earliest time of this attempt.
-    pub eta: Option<Timestamp>,
-    /// Latest time at which the first attempt may start.
-    pub expires: Option<Timestamp>,
-    /// Retry policy; without one the worker's options apply.
-    pub retry: Option<RetryPolicy>,
-    /// Hard timeout of a run.
-    pub timeout: Option<Duration>,
-    /// Soft timeout of a run.
-    pub soft_timeout: Option<Duration>,
-    /// Priority, 0 to 9.
-    pub priority: Option<u8>,
-    /// Text by name, for the handler.
-    pub headers: BTreeMap<String, String>,
-    /// Reason that the task cannot run as its message says. Such a task ends in FAILURE without a run, so that those
-    /// who wait for it are told.
-    pub invalid: Option<String>,
-}
-
 impl TaskMessage {
-    /// Creates the first attempt of a task without arguments.
-    pub fn new(id: TaskId, name: TaskName) -> Self {
-        Self {
-            id,
-            name,
-            args: Vec::new(),
-            attempt: 1,
-            retries: None,
-            eta: None,
-            expires: None,
-            retry: None,
-            timeout: None,
-            soft_timeout: None,
-            priority: None,
-            headers: BTreeMap::new(),
-            invalid: None,
-        }
-    }
-
     /// Reads a message of machinist's own format, without verifying its signature: for tests and tools, never for a
     /// decision.
     ///
@@ -285,6 +237,7 @@ fn first_headers(
 pub(crate) fn write_foreign(
     profile: &dyn Profile,
     envelope: &Envelope,
+    nested: NestedTasks,
     sizes: &MaxSizes,
 ) -> Result<Message, ProfileError> {
     let body = envelope.decode(sizes).map_err(|error| ProfileError::Inexpressible(error.to_string()))?;
@@ -292,7 +245,12 @@ pub(crate) fn write_foreign(
         let error = "what follows a task of a workflow has no place in it; send the task alone".to_owned();
         return Err(ProfileError::Inexpressible(error));
     }
+    if body.limit_key.is_some() || body.limit_cost.is_some() {
+        let error = "the key and the cost of limits have no place in it; leave them out".to_owned();
+        return Err(ProfileError::Inexpressible(error));
+    }
     let task = TaskMessage {
+        nested,
         attempt: envelope.attempt,
         retries: Some(envelope.counters.retries),
         eta: envelope.eta,
@@ -326,7 +284,7 @@ mod tests {
     }
 
     fn written(envelope: &Envelope) -> Message {
-        write_foreign(&Bare, envelope, &MaxSizes::default()).unwrap()
+        write_foreign(&Bare, envelope, NestedTasks::default(), &MaxSizes::default()).unwrap()
     }
 
     #[test]
@@ -376,7 +334,8 @@ mod tests {
         assert_eq!((first.counters, first.issued), (counters, NOW));
         let due = NOW.plus(Duration::from_secs(9));
         let next = first.next_attempt(due, Counters { retries: 3, postponements: 0 }, 5);
-        let again = third(&write_foreign(&Third, &next, &MaxSizes::default()).unwrap());
+        let again =
+            third(&write_foreign(&Third, &next, NestedTasks::default(), &MaxSizes::default()).unwrap());
         assert_eq!((again.attempt, again.eta, again.expires, again.token), (4, Some(due), None, 5));
     }
 

@@ -31,7 +31,7 @@ impl WorkerContext {
         let (id, name) = (envelope.id.clone(), envelope.name.clone());
         // A guard comes from a queue that only workers of machinist consume.
         let guarded = envelope.generation > 0 || self.app.0.rules.guards_of(&envelope.queue).is_none();
-        Some((mirror, MirroredTask { id, name, message, at: self.now(), guarded }))
+        Some((mirror, MirroredTask { id, name, message, at: self.now(), guarded, repeated: false }))
     }
 
     /// Shows a recorded outcome to the program that shares the queue, and publishes what follows the task there. Returns
@@ -42,7 +42,8 @@ impl WorkerContext {
         follow_up: &FollowUp,
         end: Option<Bytes>,
     ) -> Result<bool, Unpublished> {
-        let Some((mirror, task)) = self.mirrored(envelope) else { return Ok(false) };
+        let Some((mirror, mut task)) = self.mirrored(envelope) else { return Ok(false) };
+        task.repeated = end.is_none();
         let owed = match follow_up {
             FollowUp::Nothing => return Ok(false),
             FollowUp::NextRun { .. } => self.shown(mirror, envelope, task, MirroredOutcome::Retry).await?,

@@ -22,6 +22,7 @@ use crate::{
     flow::{Flow, Outline, Spawned, StepPlace},
     id::TaskId,
     signature::{Signature, SignatureParts},
+    wire::NestedTasks,
 };
 
 pub use crate::flow::Policy;
@@ -197,6 +198,8 @@ pub struct SendableParts {
     pub(crate) outline: Option<Outline>,
     /// Task whose end is the result, if it is not the task that is sent.
     pub(crate) result: Option<TaskId>,
+    /// Tasks that follow it inside its message.
+    pub(crate) nested: NestedTasks,
 }
 
 /// Makes what a handler spawns of what a client could send.
@@ -211,7 +214,7 @@ pub(crate) fn spawned_of(sendable: SendableParts) -> Result<Spawned, String> {
 
 impl From<SignatureParts> for SendableParts {
     fn from(parts: SignatureParts) -> Self {
-        Self { parts, outline: None, result: None }
+        Self { parts, outline: None, result: None, nested: NestedTasks::default() }
     }
 }
 
@@ -229,10 +232,12 @@ impl<R> Sendable for Workflow<R> {
     fn into_parts(self) -> SendableParts {
         let mut root = self.root.clone();
         match self.compiled() {
-            Ok((parts, outline, last)) => SendableParts { parts, outline: Some(outline), result: Some(last) },
+            Ok((parts, outline, last)) => {
+                SendableParts { outline: Some(outline), result: Some(last), ..SendableParts::from(parts) }
+            }
             Err(why) => {
                 root.unsendable = Some(why);
-                SendableParts { parts: root, outline: None, result: None }
+                root.into()
             }
         }
     }

@@ -280,9 +280,14 @@ impl Client {
         let mut records = Vec::with_capacity(ids.len());
         for page in ids.chunks(PAGE_SIZE) {
             let names: Vec<RecordId> = page.iter().map(RecordId::from).collect();
-            for (id, facts) in page.iter().zip(self.app.backend().read_each(&names).await?) {
-                // A record that cannot be read is shown as one that is not there.
+            let facts = self.app.backend().read_each(&names).await?;
+            // A record that cannot be read is shown as one that is not there.
+            let read = |(id, facts): (&TaskId, Result<_, _>)| {
                 let record = facts.ok().and_then(|facts| self.app.record_of(id, facts).ok().flatten());
+                (id.clone(), record)
+            };
+            let own = page.iter().zip(facts).map(read).collect();
+            for (id, record) in page.iter().zip(self.app.with_mirrored(own, None).await?) {
                 let record = match record {
                     Some(record) => Some(self.app.counting_record(record).await?),
                     None => None,

@@ -232,6 +232,25 @@ impl Go {
         }
     }
 
+    /// Takes a tick of a periodic task, as a program of this name does: the lock ends just before the next tick.
+    pub(crate) async fn take_tick(&self, program: &str, entry: &str, cron: &str, next: i64) -> bool {
+        let (mut redis, key) = (self.redis.clone(), format!("machinery_lock_{program}{entry}{cron}"));
+        let now = || machinist_core::clock::wall().as_micros() * 1000;
+        let end = next * 1_000_000_000 - 1;
+        let lock = redis::Script::new("return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])");
+        let left = ((end + 1 - now()) / 1_000_000).max(1);
+        let set: Option<String> = lock.key(&key).arg(end).arg(left).invoke_async(&mut redis).await.unwrap();
+        if set.is_some() {
+            return true;
+        }
+        let held: Option<i64> = redis.get(&key).await.unwrap();
+        if held.is_none_or(|held| held == 0 || now() <= held) {
+            return false;
+        }
+        let before: Option<i64> = redis.getset(&key, end).await.unwrap();
+        before.is_some_and(|before| now() > before)
+    }
+
     /// Triggers the callback of a chord after its last member.
     async fn chord(&self, task: &Value) {
         let group = task["GroupUUID"].as_str().unwrap();

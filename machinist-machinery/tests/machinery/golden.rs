@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use machinist_core::{
-    Arg, Profile, TaskMessage,
+    Arg, NestedGroup, NestedTask, Profile, TaskMessage,
     broker::{HeaderValue, Message},
     clock::Timestamp,
 };
@@ -82,6 +82,74 @@ fn new_tasks_are_written_as_go_writes_them() {
     let delayed = profile().write(&read(&message(&samples["delayed-eta"])), None).unwrap();
     let text = std::str::from_utf8(&delayed.body).unwrap();
     assert!(text.contains(r#""ETA":"2026-11-20T23:37:33.307237Z""#), "{text}");
+}
+
+/// A task inside another, as a workflow of ours has it.
+fn inside(body: &Value) -> NestedTask {
+    let message = Message { body: body.to_string().into(), ..Message::default() };
+    let mut task = profile().read(&message).unwrap();
+    for (field, list) in [("OnSuccess", &mut task.nested.on_success), ("OnError", &mut task.nested.on_error)]
+    {
+        list.extend(body[field].as_array().into_iter().flatten().map(inside));
+    }
+    NestedTask::new(task, "other".try_into().unwrap())
+}
+
+#[test]
+fn what_follows_a_task_is_written_as_go_writes_it() {
+    let samples = samples("messages");
+    let queue = profile().queue("other".try_into().unwrap(), "key");
+    for name in ["chain-first-step", "callbacks", "group-member-0", "chord-member-0"] {
+        let mut came = message(&samples[name]);
+        // What Go leaves to its worker is written out: the id, the routing key, and headers without content.
+        let nested = std::str::from_utf8(&came.body).unwrap();
+        let nested = nested.replace("\"RoutingKey\":\"\"", "\"RoutingKey\":\"key\"");
+        let nested = nested.replace("\"Headers\":null", "\"Headers\":{}");
+        let parts: Vec<&str> = nested.split("{\"UUID\":\"\"").collect();
+        let mut body = parts[0].to_owned();
+        for (at, part) in parts[1..].iter().enumerate() {
+            body.push_str(&format!("{{\"UUID\":\"task_{at}\"{part}"));
+        }
+        came.body = body.clone().into();
+        let sample: Value = serde_json::from_str(&body).unwrap();
+        let mut task = inside(&sample).task;
+        if let Some(group) = sample["GroupUUID"].as_str().filter(|group| !group.is_empty()) {
+            let size = u32::try_from(sample["GroupTaskCount"].as_u64().unwrap()).unwrap();
+            let mut group = NestedGroup::new(group.try_into().unwrap(), size);
+            let callback = &sample["ChordCallback"];
+            group.callback = callback.is_object().then(|| Box::new(inside(callback)));
+            task.nested.group = Some(group);
+        }
+        assert_eq!(queue.write(&task, None).unwrap(), came, "{name}");
+    }
+}
+
+#[test]
+fn results_go_to_all_that_follow_or_to_none() {
+    let task = |name: &str| TaskMessage::new(name.try_into().unwrap(), name.try_into().unwrap());
+    let next = |ignores| {
+        let mut next = NestedTask::new(task("next"), "other".try_into().unwrap());
+        next.ignores_results = ignores;
+        next
+    };
+    let queue = profile().queue("other".try_into().unwrap(), "key");
+    let mut parent = task("parent");
+    parent.nested.on_success = vec![next(true), next(true)];
+    let body: Value = serde_json::from_slice(&queue.write(&parent, None).unwrap().body).unwrap();
+    assert_eq!((&body["Immutable"], &body["OnSuccess"][0]["Immutable"]), (&json!(true), &json!(false)));
+    parent.nested.on_success.push(next(false));
+    let refused =
+        |queue: &MachineryProfile, task: &TaskMessage| queue.write(task, None).unwrap_err().to_string();
+    assert!(refused(&queue, &parent).contains("to all or to none"));
+    let mut member = task("member");
+    let mut callback = next(true);
+    callback.task.nested.on_success = vec![next(false)];
+    let mut group = NestedGroup::new("g".try_into().unwrap(), 1);
+    group.callback = Some(Box::new(callback));
+    member.nested.group = Some(group);
+    assert!(refused(&queue, &member).contains("either all of them get results"));
+    parent.nested.on_success.truncate(1);
+    assert!(refused(&profile(), &parent).contains("add [queues.other]"));
 }
 
 #[test]

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod arrows;
+mod client;
 mod fleet;
 mod go;
 mod golden;
+mod periodic;

@@ -79,6 +79,9 @@ impl Settings {
             if let Some(url) = &unsigned.result_backend {
                 rows.push(SettingEntry::new(key("result_backend"), url, ToString::to_string));
             }
+            if let Some(program) = &unsigned.go_program {
+                rows.push(SettingEntry::new(key("go_program"), program, String::clone));
+            }
             rows.push(SettingEntry::new(key("tasks"), &unsigned.tasks, |tasks| tasks.join(", ")));
         }
         rows

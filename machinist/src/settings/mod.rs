@@ -56,6 +56,8 @@ mod apply;
 mod entries;
 mod file;
 mod limits;
+#[cfg(feature = "machinery")]
+mod machinery;
 mod periodic;
 mod resolve;
 mod section;
@@ -86,6 +88,8 @@ pub use crate::topology::{QueueAddress, Topology};
 use crate::{connector::Connectors, redact, url::ServerUrl};
 pub use entries::SettingEntry;
 pub use limits::{DEBOUNCE_MAX_WAITS, parse_on_conflict, parse_unique_until};
+#[cfg(feature = "machinery")]
+pub use machinery::{MachineryConfig, MachineryGap};
 pub use table::{SettingDefault, SettingInfo, setting_infos, setting_of_flag};
 pub use text::{parse_backoff, parse_duration, show_duration};
 pub use unsigned::{ProfileName, UnsignedQueue};
@@ -384,6 +388,8 @@ pub struct Overrides {
     pub concurrency: Option<usize>,
     /// `--grace`.
     pub grace: Option<Duration>,
+    /// `--machinery-config`: a configuration of Go machinery, for what nothing else sets.
+    pub machinery_config: Option<PathBuf>,
 }
 
 /// Error of a setting. Its text names the place (flag, variable, or file with line and column), the problem and the

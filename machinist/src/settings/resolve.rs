@@ -40,7 +40,9 @@ impl Settings {
         let env = |name: &str| std::env::var_os(name);
         let file = load_file(flags.config.as_deref(), &env)?;
         let file = file.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
+        let machinery = flags.machinery_config.clone();
         let settings = Self::resolve_with(connectors, flags, &env, file)?;
+        let settings = settings.with_machinery_file(machinery.as_deref())?;
         settings.warn_of_old_names();
         Ok(settings)
     }
@@ -120,6 +122,21 @@ impl Settings {
             unsigned_queues: file.queues.unsigned,
             connectors: connectors.clone(),
         })
+    }
+
+    /// Takes over what a configuration of Go machinery says and nothing else sets.
+    #[cfg(feature = "machinery")]
+    fn with_machinery_file(self, file: Option<&Path>) -> Result<Self, SettingsError> {
+        match file {
+            Some(file) => self.with_machinery(&super::MachineryConfig::load(file)?),
+            None => Ok(self),
+        }
+    }
+
+    #[cfg(not(feature = "machinery"))]
+    fn with_machinery_file(self, file: Option<&Path>) -> Result<Self, SettingsError> {
+        let problem = "this program was built without it; build it with the cargo feature `machinery`";
+        file.map_or(Ok(self), |_| Err(SettingsError::new("--machinery-config", problem)))
     }
 
     /// Logs, once in a process, that the file uses a name which the next version refuses.

@@ -13,8 +13,16 @@ use crate::{
 };
 
 /// Keys of a queue whose tasks run without a signature.
-pub(super) const UNSIGNED_KEYS: [&str; 7] =
-    ["profile", "allow_unsigned", "tasks", "exchange", "routing_key", "result_backend", "results_ttl"];
+pub(super) const UNSIGNED_KEYS: [&str; 8] = [
+    "profile",
+    "allow_unsigned",
+    "tasks",
+    "exchange",
+    "routing_key",
+    "result_backend",
+    "results_ttl",
+    "go_program",
+];
 
 /// Format of the messages of a queue of another program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +82,8 @@ pub struct UnsignedQueue {
     pub result_backend: Option<Setting<ServerUrl>>,
     /// Time for which a state is kept there; `None` for that program's default.
     pub results_ttl: Option<Setting<Duration>>,
+    /// Base name of the program of Go with whose periodic tasks those of the queue share their ticks.
+    pub go_program: Option<Setting<String>>,
 }
 
 impl UnsignedQueue {
@@ -89,6 +99,7 @@ impl UnsignedQueue {
             address: Some(address),
             result_backend: None,
             results_ttl: None,
+            go_program: None,
         }
     }
 }
@@ -122,11 +133,24 @@ pub(super) fn read(
     let result_backend = section
         .get("result_backend", |value| connectors.url(value::string(value, "a URL")?, Role::Backend))?;
     let results_ttl = section.get("results_ttl", value::positive_duration)?;
-    let foreign =
-        [exchange.is_some(), routing_key.is_some(), result_backend.is_some(), results_ttl.is_some()];
+    let go_program = section.get("go_program", |value| {
+        match value::string(value, "the base name of a program of Go, like \"shop-worker\"")? {
+            name if name.is_empty() || name.contains('/') => {
+                Err("is no base name of a program; write its file name without the path".to_owned())
+            }
+            name => Ok(name.to_owned()),
+        }
+    })?;
+    let foreign = [
+        exchange.is_some(),
+        routing_key.is_some(),
+        result_backend.is_some(),
+        results_ttl.is_some(),
+        go_program.is_some(),
+    ];
     if profile.is_none() && foreign.contains(&true) {
         return Err(section.error(
-            "has an exchange, a routing key, a result_backend or a results_ttl, which only a queue of another program has; add \
+            "has an exchange, a routing key, a result_backend, a results_ttl or a go_program, which only a queue of another program has; add \
              profile = \"machinery\", or leave them out",
         ));
     }
@@ -150,7 +174,8 @@ pub(super) fn read(
         }
         (false, None) => return Ok(None),
     };
-    let mut unsigned = UnsignedQueue { profile: None, tasks, address: None, result_backend, results_ttl };
+    let mut unsigned =
+        UnsignedQueue { profile: None, tasks, address: None, result_backend, results_ttl, go_program };
     if let Some(profile) = profile {
         let defaults = UnsignedQueue::of_profile(profile.value, queue, Vec::new());
         let mut address = defaults.address;

@@ -12,6 +12,7 @@ use crate::{
     clock::Timestamp,
     control::ControlError,
     error::{BoxError, SendError},
+    mirror::MirroredTick,
     periodic::{Cursor, Overlap, PeriodicOrder, Swap, name, tick_id},
     record::{json, name as task_fact},
     result::AsyncResult,
@@ -101,8 +102,9 @@ impl Ticking<'_> {
             let passed = if batch.len() == due.send.len() { due.cursor } else { batch[batch.len() - 1] };
             match self.overlap_step().await? {
                 OverlapStep::Send => {
-                    self.publish(batch).await?;
-                    self.pass(self.cursor.passed(passed, batch)).await?;
+                    let taken = self.taken(batch).await?;
+                    self.publish(&taken).await?;
+                    self.pass(self.cursor.passed(passed, &taken)).await?;
                 }
                 OverlapStep::LeaveOut => {
                     tracing::info!(
@@ -139,6 +141,27 @@ impl Ticking<'_> {
                 Err(error) => Err(error.into()),
             },
         }
+    }
+
+    /// Returns the ticks that no other program has taken which shares the queue.
+    async fn taken(&self, ticks: &[Timestamp]) -> Result<Vec<Timestamp>, BoxError> {
+        let Active { plan, queue, .. } = &*self.active;
+        let (Some(mirror), Some(cron)) = (self.worker.app.0.rules.mirror(queue), plan.schedule.cron_text())
+        else {
+            return Ok(ticks.to_vec());
+        };
+        let mut taken = Vec::with_capacity(ticks.len());
+        for &at in ticks {
+            let next = plan.schedule.after(at).unwrap_or(at);
+            let tick =
+                MirroredTick { now: self.worker.now(), ..MirroredTick::new(&plan.name, cron, at, next) };
+            if mirror.take_tick(&tick).await? {
+                taken.push(at);
+            } else {
+                tracing::debug!(name = plan.name, tick = %at, "the program that shares the queue has the tick");
+            }
+        }
+        Ok(taken)
     }
 
     /// Publishes ticks, each confirmed. Published again after a failure, they are the same tasks.
