@@ -2,7 +2,8 @@
 //!
 //! AMQP has no way to read a message without a delivery. So the messages are taken one by one on a separate channel, and all
 //! are handed back by one `basic.nack`. A quorum queue puts them back to its front only if it has a delivery limit; one
-//! without a limit moves them to its back. Each look counts towards the limit before RabbitMQ 4.3. So the limit is made sure
+//! without a limit moves them to its back. Messages that came back are delivered before all others, in the order in which they
+//! came back, so a look takes all of them: otherwise it would put the first behind the rest. Each look counts towards the limit before RabbitMQ 4.3. So the limit is made sure
 //! of before the first message is taken, and each message tells how many deliveries are left.
 
 use lapin::{
@@ -26,6 +27,8 @@ use crate::{
     supervisor::LiveConnection,
 };
 
+/// Maximum number of messages that one look takes.
+const MAX_TAKEN: usize = 1000;
 /// Header with the number of deliveries that have come back.
 const RETURNED: &str = "x-delivery-count";
 /// Key of a policy that sets a limit.
@@ -153,12 +156,15 @@ async fn take_and_hand_back(
     delivery_limit: Option<u64>,
 ) -> Result<Vec<PeekedMessage>, AmqpError> {
     let name = ShortString::try_new(queue).unwrap_or_default();
+    let limit = usize::from(limit);
     let mut peeked = Vec::new();
     let mut last = None;
-    for _ in 0..limit {
+    let mut had_come_back = true;
+    while peeked.len() < limit || (had_come_back && peeked.len() < MAX_TAKEN) {
         let get = channel.basic_get(name.clone(), BasicGetOptions { no_ack: false });
         let Some(got) = rpc("looking at a message", get).await? else { break };
         last = Some(got.delivery.delivery_tag);
+        had_come_back = got.delivery.redelivered;
         let properties = &got.delivery.properties;
         let deliveries_left = delivery_limit.map(|limit| limit.saturating_sub(returned(properties) + 1));
         let message = convert::message(properties, got.delivery.data);
@@ -168,6 +174,12 @@ async fn take_and_hand_back(
         // In one frame, so that they return in their order.
         let options = BasicNackOptions { multiple: true, requeue: true };
         rpc("handing messages back", channel.basic_nack(last, options)).await?;
+    }
+    // All count towards the limit, and those that were asked for are shown.
+    let left = peeked.iter().filter_map(|peeked: &PeekedMessage| peeked.deliveries_left).min();
+    peeked.truncate(limit);
+    if let Some(first) = peeked.first_mut() {
+        first.deliveries_left = left;
     }
     Ok(peeked)
 }

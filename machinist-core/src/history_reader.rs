@@ -111,7 +111,8 @@ impl Client {
     ) -> Result<History, BackendError> {
         let now = self.app.clock().now();
         let age = now.since(since);
-        let fits = |step: &HistoryStep| age <= step.kept_for();
+        // The caller has read the time a moment ago.
+        let fits = |step: &HistoryStep| age <= step.kept_for() + step.width();
         let step = HistoryStep::ALL.into_iter().find(fits).unwrap_or(HistoryStep::TenMinutes);
         let since = step.begin(since.max(now.minus(step.kept_for())));
         let mut buckets = BTreeMap::new();

@@ -87,29 +87,40 @@ pub(super) async fn run(
     if declare {
         app.broker().prepare(&settings.worker.named_queues().collect::<Vec<_>>()).await?;
     }
-    let mut is_first = true;
-    loop {
-        let details = details(&app, settings).await?;
-        if !is_first && !json {
-            output::line("")?;
-        }
-        print(&details, json)?;
-        if is_first {
-            note_unknown(&details);
-            refused::note(&app).await?;
-            note_delays(&app).await;
-            is_first = false;
-        }
-        if !watch {
-            break;
-        }
+    if watch {
         tokio::select! {
-            () = tokio::time::sleep(WATCH_INTERVAL) => {}
-            _ = tokio::signal::ctrl_c() => break,
+            // First, so that the signal is heard from the begin.
+            biased;
+            _ = tokio::signal::ctrl_c() => {}
+            failed = look_on(&app, settings, json) => failed?,
         }
+    } else {
+        look(&app, settings, json).await?;
     }
     app.broker().close().await;
     Ok(Code::Success)
+}
+
+/// Prints the list once, with the notes.
+async fn look(app: &App, settings: &Settings, json: bool) -> Result<(), CliError> {
+    let details = details(app, settings).await?;
+    print(&details, json)?;
+    note_unknown(&details);
+    refused::note(app).await?;
+    note_delays(app).await;
+    Ok(())
+}
+
+/// Prints the list again and again.
+async fn look_on(app: &App, settings: &Settings, json: bool) -> Result<(), CliError> {
+    look(app, settings, json).await?;
+    loop {
+        tokio::time::sleep(WATCH_INTERVAL).await;
+        if !json {
+            output::line("")?;
+        }
+        print(&details(app, settings).await?, json)?;
+    }
 }
 
 /// Returns what is known about the queues that are listed or configured, and forgets those that are long gone.

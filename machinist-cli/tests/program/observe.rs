@@ -235,10 +235,10 @@ fn queues_tell_what_waits_and_a_look_leaves_it() {
 fn status_prints_the_link_to_a_trace() {
     let links = "[links]\ntrace = \"https://traces.example/{trace_id}?task={task}\"\n";
     let folder = Folder::with(&format!("{TASKS}{links}"));
-    let id = folder.send(&["a task", "0"]);
+    let id = folder.send(&["a/task", "0"]);
     let status = folder.status(&id);
     let trace = status["trace_id"].as_str().unwrap();
-    assert_eq!(status["trace_link"], json!(format!("https://traces.example/{trace}?task=a%20task")));
+    assert_eq!(status["trace_link"], json!(format!("https://traces.example/{trace}?task=a%2Ftask")));
     assert!(folder.run(&["status", &id]).ended(2).stdout.contains("link      https://traces.example/"));
     folder.write("bad.toml", "[links]\ntrace = \"javascript:{trace_id}\"\n");
     folder.run(&["status", &id, "--config", "bad.toml"]).ended(78).reports(&["bad.toml:2:", "http or https"]);
