@@ -56,7 +56,7 @@ pub struct History {
 pub struct HistoryPoint {
     /// Begin of the bucket.
     pub at: Timestamp,
-    /// What happened to tasks, by queue and name.
+    /// Numbers of tasks, by queue and name.
     pub tasks: BTreeMap<String, BTreeMap<String, TaskHistory>>,
     /// Measurements, by queue.
     pub queues: BTreeMap<String, QueueGauges>,

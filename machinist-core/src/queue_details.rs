@@ -16,7 +16,7 @@ use crate::{
 /// Maximum number of pages of the schedule that are counted, where the broker does not tell the delayed messages.
 const MAX_PAGES: usize = 4;
 
-/// All that is known about a queue. What nobody knows is `None`.
+/// All that is known about a queue. A number that is not known is `None`.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct QueueDetails {

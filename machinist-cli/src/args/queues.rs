@@ -6,8 +6,8 @@ use machinist::QueueName;
 use super::value::queue;
 
 /// All that is known about each queue: messages that wait (ready), are delayed, or are held by workers (unacked), dead letters,
-/// consumers, messages per second that come and go, the age of the oldest message, and the time until the queue is empty. What
-/// nobody knows is `-`, in JSON null, and notes on standard error say why. Ages are upper bounds.
+/// consumers, messages per second that come and go, the age of the oldest message, and the time until the queue is empty. A
+/// number that is not known is `-`, in JSON null, and notes on standard error say why. Ages are upper bounds.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct QueuesArgs {

@@ -46,7 +46,7 @@ impl From<&HistoryMark> for MarkRow {
 struct PointRow {
     at: String,
     tasks: Vec<TaskRow>,
-    queues: Vec<QueueRow>,
+    queues: Vec<MeasuredRow>,
 }
 
 #[derive(Serialize)]
@@ -69,7 +69,7 @@ struct CountRow {
 }
 
 #[derive(Serialize)]
-struct QueueRow {
+struct MeasuredRow {
     queue: String,
     ready: u64,
     dead: u64,
@@ -101,7 +101,7 @@ fn point_row(point: &HistoryPoint) -> PointRow {
     };
     let tasks =
         point.tasks.iter().flat_map(|(queue, tasks)| tasks.iter().map(move |(name, it)| (queue, name, it)));
-    let queue = |(queue, gauges): (&String, &QueueGauges)| QueueRow {
+    let queue = |(queue, gauges): (&String, &QueueGauges)| MeasuredRow {
         queue: queue.clone(),
         ready: gauges.ready,
         dead: gauges.dead,

@@ -45,7 +45,7 @@ impl HistoryCount {
     }
 }
 
-/// What happened to the tasks of one name in one queue.
+/// Numbers of the tasks of one name in one queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TaskHistory {

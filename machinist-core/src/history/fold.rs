@@ -24,7 +24,7 @@ pub(crate) fn cursor_record() -> RecordId {
     RecordId::new(RecordKind::Control, "history-merged")
 }
 
-/// Returns the end of what is merged into buckets of this length; `None` if nobody knows.
+/// Returns the end of what is merged into buckets of this length; `None` if it is not known.
 pub(crate) fn merged_until(cursors: &Facts, step: HistoryStep) -> Option<Timestamp> {
     cursors.read(cursor_name(step))
 }

@@ -37,7 +37,7 @@ pub enum MarkError {
     /// The text cannot be that of a mark.
     #[error("{0}")]
     Text(String),
-    /// There are too many marks.
+    /// The day has too many marks.
     #[error("there are {MAX_OF_DAY} marks of this day already; set fewer marks")]
     TooMany,
     /// The backend cannot be asked.

@@ -34,7 +34,7 @@ pub(crate) struct HistoryRecorder {
     waiting: tokio::sync::Mutex<WaitingParts>,
 }
 
-/// What has happened since the last part.
+/// Counts since the last part.
 #[derive(Debug, Default)]
 struct ProcessCounts {
     by_queue: HashMap<QueueName, HashMap<TaskName, TaskHistory>>,
