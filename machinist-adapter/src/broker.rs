@@ -411,6 +411,25 @@ pub struct QueueDepth {
     pub dead: Option<u64>,
 }
 
+/// Messages of a queue that no consumer can take now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeldCounts {
+    /// Messages that wait for their time; `None` if the broker does not tell.
+    pub delayed: Option<u64>,
+    /// Deliveries that are not settled; `None` if the broker does not tell.
+    pub unacked: Option<u64>,
+}
+
+/// Message that somebody has looked at and left where it was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeekedMessage {
+    /// The message.
+    pub message: Message,
+    /// Number of further deliveries after which the broker moves the message to the dead letters by itself; `None` if no
+    /// look brings it closer to that.
+    pub deliveries_left: Option<u64>,
+}
+
 /// Result of the deletion of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -524,6 +543,35 @@ pub trait Broker: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// Safe: it changes nothing.
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError>;
+
+    /// Returns the numbers of messages of these queues that are delayed or unsettled, in their order. It may cost more than
+    /// [`depth`](Self::depth), so workers do not ask for it often. The provided method knows none of them.
+    ///
+    /// # Errors
+    /// [`BrokerError`] if the broker cannot be asked. A broker that does not tell is no error.
+    ///
+    /// # Cancel safety
+    /// Safe: it changes nothing.
+    async fn held(&self, queues: &[QueueName]) -> Result<Vec<HeldCounts>, BrokerError> {
+        Ok(vec![HeldCounts::default(); queues.len()])
+    }
+
+    /// Looks at the first `limit` messages that wait in a queue, and leaves them there in the order in which they were.
+    /// Returns `None` if this broker cannot do that. A queue that does not exist is empty.
+    ///
+    /// No message is acknowledged, rejected or moved. While an adapter looks, consumers may not see the messages; they see
+    /// them as redelivered after that. Where a broker counts looks as deliveries, the answer tells how many are
+    /// [left](PeekedMessage::deliveries_left), and callers stop long before the last.
+    ///
+    /// # Errors
+    /// [`BrokerError`] if the broker cannot be asked; [`BrokerError::Refused`] where a look could move or bury messages.
+    ///
+    /// # Cancel safety
+    /// The messages are back in the queue when the broker has noticed that nobody looks any more.
+    async fn peek(&self, queue: &QueueName, limit: u16) -> Result<Option<Vec<PeekedMessage>>, BrokerError> {
+        let _ = (queue, limit);
+        Ok(None)
+    }
 
     /// Ensures that everything exists that messages for these queues may need, including delays of any length, so that
     /// processes without the right to create anything can use it. An adapter that only checks reports what is missing.

@@ -13,8 +13,8 @@ use std::{
 use async_trait::async_trait;
 use machinist_adapter::{
     broker::{
-        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDeletion,
-        QueueDepth, SideQueue,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, HeldCounts, PeekedMessage, Publish,
+        PublishError, QueueDeletion, QueueDepth, SideQueue,
     },
     diagnose::Finding,
     id::QueueName,
@@ -248,6 +248,14 @@ impl Broker for AmqpBroker {
             });
         }
         Ok(depths)
+    }
+
+    async fn held(&self, queues: &[QueueName]) -> Result<Vec<HeldCounts>, BrokerError> {
+        Box::pin(self.unsettled(queues)).await
+    }
+
+    async fn peek(&self, queue: &QueueName, limit: u16) -> Result<Option<Vec<PeekedMessage>>, BrokerError> {
+        Box::pin(self.look(queue, limit)).await.map(Some)
     }
 
     async fn delete_queue(&self, queue: &QueueName) -> Result<QueueDeletion, BrokerError> {

@@ -125,6 +125,18 @@ impl DeclaredTopology {
         Ok(())
     }
 
+    /// Declares a queue once more, so that the broker compares the arguments of the queue that is there.
+    pub(crate) async fn confirm_queue(
+        &self,
+        connection: &AmqpConnection,
+        queue: &str,
+    ) -> Result<(), DeclareError> {
+        let is_itself = |declaration: &Declaration| matches!(declaration, Declaration::Queue { name, .. } if name == queue);
+        let declarations = self.topology.task_queue(queue).into_iter().filter(is_itself).collect();
+        let mut channel = self.channel.lock().await;
+        declare_all(connection, &mut channel, declarations).await
+    }
+
     /// Makes sure that the source of a subscription exists: `queue` with its dead letters, or without one the queue of
     /// undelivered messages.
     pub(crate) async fn for_subscription(

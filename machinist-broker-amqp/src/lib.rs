@@ -53,6 +53,7 @@ mod health;
 mod ladder;
 mod management;
 mod options;
+mod peek;
 mod pending_publish;
 mod policies;
 mod publish_window;

@@ -261,6 +261,11 @@ impl AmqpTopology {
         ]
     }
 
+    /// Delivery limit with which task queues are declared; `None` if they are classic queues, which have none.
+    pub(crate) fn delivery_limit(&self) -> Option<u64> {
+        (self.queue_type == QueueType::Quorum).then_some(DELIVERY_LIMIT.unsigned_abs())
+    }
+
     /// Declarations of the levels of the ladder from 0 up to and including `top_level`.
     pub(crate) fn ladder(&self, top_level: u8) -> Vec<Declaration> {
         // From the lowest up, so that no level exists before the one that it hands its messages to.

@@ -4,6 +4,7 @@ mod bulk;
 mod dead;
 mod events;
 mod fleet;
+mod history;
 mod limits;
 mod periodic;
 mod queues;
@@ -27,13 +28,14 @@ pub(crate) use bulk::{BulkArgs, BulkState};
 pub(crate) use dead::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection};
 pub(crate) use events::EventsArgs;
 pub(crate) use fleet::{StateArg, WorkerSetArgs, WorkerTargets, WorkersArgs, WorkersCommand};
+pub(crate) use history::{HistoryArgs, MarkArgs};
 pub(crate) use limits::{LimitKeyArgs, LimitsCommand};
 pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
 pub(crate) use queues::{QueuesArgs, QueuesCommand};
 pub(crate) use task::{
     LogArgs, RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs, WhyArgs,
 };
-pub(crate) use tasks::{FailuresArgs, TasksArgs};
+pub(crate) use tasks::{FailuresArgs, FailuresCommand, GroupArgs, TasksArgs};
 pub(crate) use value::ExpiryArg;
 
 use value::{concurrency, health_address, look_ahead, queues};
@@ -166,14 +168,18 @@ pub(crate) enum CliCommand {
     /// Add, list and control periodic tasks
     #[command(subcommand)]
     Periodic(PeriodicCommand),
-    /// List the queues and their numbers of messages, or pause, resume, purge or delete one
+    /// List the queues with what waits, comes and goes, or peek into, pause, resume, purge or delete one
     Queues(QueuesArgs),
     /// Say why a task or a queue stands still, and what to do
     Why(WhyArgs),
     /// Search tasks that have ended, run or wait
     Tasks(TasksArgs),
-    /// Group failed tasks by cause
+    /// Group failed tasks by cause, and retry, purge or silence a group
     Failures(FailuresArgs),
+    /// Show what happened to tasks and queues since a moment, in buckets of time
+    History(HistoryArgs),
+    /// Mark this moment in the history
+    Mark(MarkArgs),
     /// Print the log of a task, also while it runs
     Log(LogArgs),
     /// Print what happens to tasks and workers everywhere, as it happens

@@ -6,7 +6,7 @@ use machinist::{
     QueueName, TaskId,
     clock::Timestamp,
     record::{Attempt, FailureKind, Record, TaskState},
-    settings::show_duration,
+    settings::{TraceLink, TracedTask, show_duration},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -41,6 +41,9 @@ pub(crate) struct TaskView {
     results: Vec<Value>,
     error: Option<ErrorView>,
     trace_id: Option<String>,
+    /// Address of the trace, if there is a template of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_link: Option<String>,
     /// Earlier attempts, the oldest first.
     history: Vec<AttemptView>,
     /// Log of the last finished run.
@@ -185,6 +188,7 @@ impl From<&Record> for TaskView {
             results: record.results.iter().flat_map(|r| &r.0).map(|arg| arg.value.clone()).collect(),
             error: record.error.as_ref().map(Into::into),
             trace_id: record.trace_id().map(str::to_owned),
+            trace_link: None,
             history: record.history.iter().map(Into::into).collect(),
             log: record.log.clone(),
             progress: record.progress.as_ref().map(|progress| ProgressView {
@@ -233,6 +237,7 @@ impl TaskView {
             results: Vec::new(),
             error: None,
             trace_id: None,
+            trace_link: None,
             history: Vec::new(),
             log: String::new(),
             progress: None,
@@ -246,6 +251,19 @@ impl TaskView {
             continued_by: None,
             workflow: None,
         }
+    }
+
+    /// Adds the address of its trace, if it has one and there is a template.
+    pub(crate) fn linked(self, template: Option<&TraceLink>) -> Self {
+        let trace_link = self.trace_id.as_deref().zip(template).map(|(trace_id, template)| {
+            template.of(TracedTask {
+                trace_id,
+                id: &self.id,
+                task: self.name.as_deref().unwrap_or_default(),
+                queue: self.queue.as_deref().unwrap_or_default(),
+            })
+        });
+        Self { trace_link, ..self }
     }
 
     /// Adds whether a key proves that a worker wrote the outcome, if there is one.
@@ -356,6 +374,9 @@ impl TaskView {
             row("verified", NOT_VERIFIED);
         }
         row("trace", &optional(&self.trace_id).unwrap_or_else(|| "-".into()));
+        if let Some(link) = &self.trace_link {
+            row("link", link);
+        }
         for attempt in &self.history {
             let kind = attempt.kind;
             let worker = visible::one_line(&attempt.worker);

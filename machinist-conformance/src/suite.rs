@@ -73,6 +73,8 @@ macro_rules! broker_suite {
             dead_letters_are_taken_and_handed_back
             depth_counts_and_consumes_nothing
             depth_of_an_unknown_queue_is_none
+            many_looks_leave_every_message_in_its_place
+            a_look_sees_only_what_waits
             larger_priorities_come_sooner
             what_was_acked_does_not_come_again
             a_receipt_that_is_dropped_brings_the_message_again
@@ -177,6 +179,7 @@ mod tests {
         let sources = [
             include_str!("broker/mod.rs"),
             include_str!("broker/messages.rs"),
+            include_str!("broker/peeking.rs"),
             include_str!("broker/settling.rs"),
             include_str!("broker/delays.rs"),
             include_str!("broker/connections.rs"),

@@ -12,6 +12,7 @@ use crate::{
     error::BoxError,
     event::{Event, EventKind, Observer, Observers},
     event_stream::{EventPublisher, PublishedEvents},
+    history::HistoryRecorder,
     id::{QueueName, TaskName},
     log_lines::LogLines,
     middleware::{Middleware, PublishHook},
@@ -59,6 +60,7 @@ pub(crate) struct AppState {
     pub(crate) hooks: Vec<Arc<dyn PublishHook>>,
     pub(crate) observers: Observers,
     pub(crate) published_events: Arc<EventPublisher>,
+    pub(crate) history: HistoryRecorder,
     /// Middleware of every worker.
     pub(crate) middleware: Vec<Arc<dyn Middleware>>,
     /// Defaults of the workers, whose type belongs to the worker.
@@ -144,13 +146,14 @@ impl App {
         self.0.observers.notify(&event);
     }
 
-    /// Publishes the events that are still gathered ([`AppBuilder::events`]). Workers call it when they end. A process that
+    /// Publishes the events that are still gathered ([`AppBuilder::events`]), and the last part of the history. Workers call it when they end. A process that
     /// only sends need not, unless it ends at once and its last events matter.
     ///
     /// # Cancel safety
     /// Events of a batch that was being published may be lost.
     pub async fn flush_events(&self) {
         self.0.published_events.flush(self.0.backend.as_ref(), &self.0.clock, true).await;
+        self.0.history.flush(self.0.backend.as_ref(), self.0.clock.now()).await;
     }
 
     /// The message that carries an envelope, in the format of its queue.
@@ -350,7 +353,8 @@ impl AppBuilder {
     }
 
     /// Sets the events that this process publishes for readers in other processes ([`Client::events`](crate::Client::events)).
-    /// Default: none. Observers receive all events in any case.
+    /// With any of them, its workers also record the history ([`Client::history`](crate::Client::history)). Default: none.
+    /// Observers receive all events in any case.
     pub fn events(mut self, which: PublishedEvents) -> Self {
         self.published_events = which;
         self
@@ -447,6 +451,7 @@ impl AppBuilder {
             hooks: self.hooks,
             observers: self.observers,
             published_events: Arc::new(EventPublisher::new(self.published_events)),
+            history: HistoryRecorder::new(self.published_events != PublishedEvents::Off),
             middleware: self.middleware,
             worker_defaults: self.worker_defaults,
             max_sizes: self.max_sizes,

@@ -32,6 +32,8 @@ mod flow;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod handler;
+mod history;
+mod history_reader;
 mod instant;
 mod known_args;
 pub mod limit;
@@ -48,9 +50,12 @@ mod nearest;
 mod numbered;
 mod panics;
 mod parking;
+mod peek;
 pub mod periodic;
 mod purge;
+mod queue_age;
 mod queue_depths;
+mod queue_details;
 mod queue_list;
 mod receivers;
 pub mod record;
@@ -93,11 +98,13 @@ pub use error::{ResultError, SendError, TaskError};
 pub use event::Observer;
 pub use event_reader::{EventFilter, EventStream};
 pub use extract::State;
-pub use failures::{FailureGroup, FailureGroups};
+pub use failures::{FailedTasks, FailureGroup, FailureGroups};
 pub use fleet::{
     FleetRoles, LeaderInfo, OrderError, OrderReport, OrderResult, RegisteredName, ShardInfo, WorkerFilter,
     WorkerInfo,
 };
+pub use history::{HistoryCount, HistoryMark, HistoryStep, Latencies, MarkError, QueueGauges, TaskHistory};
+pub use history_reader::{History, HistoryPoint, HistorySelection};
 pub use id::{QueueName, QueuePattern, TaskId, TaskName};
 pub use instant::IntoInstant;
 pub use known_args::KnownArgs;
@@ -112,7 +119,9 @@ pub use mirror::{
 };
 pub use nearest::nearest;
 pub use parking::ParkedTask;
+pub use peek::{PeekError, QueuePeek};
 pub use purge::{PurgeMode, PurgeReport};
+pub use queue_details::QueueDetails;
 pub use receivers::{NoReceiver, ReceiverError};
 pub use refused::RefusedMessages;
 pub use result::{AsyncResult, wait_all, wait_any};

@@ -58,6 +58,11 @@ impl TraceContext {
     }
 }
 
+/// Returns the trace id in a `traceparent`, if it has the form of one.
+pub(crate) fn trace_id_of(parent: &str) -> Option<&str> {
+    parent.split('-').nth(1).filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 fn hex<const N: usize>() -> String {
     // All zeros would mean "no trace"; the lowest bit keeps that away.
     let mut bytes: [u8; N] = rand::random();

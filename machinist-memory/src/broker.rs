@@ -11,8 +11,9 @@ use super::{
 };
 use machinist_adapter::{
     broker::{
-        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Message, Publish, PublishError,
-        QueueDepth, Receipt, Settle, Settled, SideQueue, SubscriptionHealth, Target,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, HeldCounts, Message,
+        PeekedMessage, Publish, PublishError, QueueDepth, Receipt, Settle, Settled, SideQueue,
+        SubscriptionHealth, Target,
     },
     diagnose::{Diagnose, Finding},
     error::BoxError,
@@ -133,6 +134,25 @@ impl Broker for MemoryBroker {
         }
         let now = Instant::now();
         Ok(queues.iter().map(|queue| locked.depth(queue, now)).collect())
+    }
+
+    async fn held(&self, queues: &[QueueName]) -> Result<Vec<HeldCounts>, BrokerError> {
+        let mut locked = lock(&self.queues);
+        if !locked.is_open(self.connection) {
+            return Err(BrokerError::Unavailable(closed()));
+        }
+        let now = Instant::now();
+        Ok(queues.iter().map(|queue| locked.held_counts(queue, now)).collect())
+    }
+
+    async fn peek(&self, queue: &QueueName, limit: u16) -> Result<Option<Vec<PeekedMessage>>, BrokerError> {
+        let mut locked = lock(&self.queues);
+        if !locked.is_open(self.connection) {
+            return Err(BrokerError::Unavailable(closed()));
+        }
+        let ready = locked.ready(queue, usize::from(limit), Instant::now());
+        let peeked = |message| PeekedMessage { message, deliveries_left: None };
+        Ok(Some(ready.into_iter().map(peeked).collect()))
     }
 
     async fn close(&self) {

@@ -15,7 +15,7 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use machinist_adapter::{
-    broker::{Message, Publish, QueueDepth, Settle, Settled, Target},
+    broker::{HeldCounts, Message, Publish, QueueDepth, Settle, Settled, Target},
     id::QueueName,
 };
 
@@ -341,6 +341,23 @@ impl MemoryQueues {
         let consumers = self.subscriptions.values().filter(|s| s.targets.contains(&tasks)).count() as u64;
         let dead = self.by_name.get(&dead_letters).map(|dead| dead.ready.len() as u64);
         QueueDepth { queue: name.clone(), ready, consumers: Some(consumers), dead }
+    }
+
+    pub(super) fn held_counts(&mut self, name: &QueueName, now: Instant) -> HeldCounts {
+        let tasks = Target::Queue(name.clone());
+        let delayed = self.by_name.get_mut(&tasks).map_or(0, |queue| {
+            queue.promote_due(now, &mut self.last_number);
+            queue.delayed.len()
+        });
+        let unacked = self.unsettled.values().filter(|one| one.queue == tasks).count();
+        HeldCounts { delayed: Some(delayed as u64), unacked: Some(unacked as u64) }
+    }
+
+    /// Returns the first messages of a task queue that wait for a consumer.
+    pub(super) fn ready(&mut self, name: &QueueName, limit: usize, now: Instant) -> Vec<Message> {
+        let Some(queue) = self.by_name.get_mut(&Target::Queue(name.clone())) else { return Vec::new() };
+        queue.promote_due(now, &mut self.last_number);
+        queue.ready.values().take(limit).map(|queued| queued.message.clone()).collect()
     }
 }
 

@@ -92,6 +92,8 @@ metrics! {
         "Time of a call to the backend";
     WAIT = Histogram "machinist.task.wait.duration", "s", ["queue", "task", "stage"],
         "Time of a stage of a task, without a delay or back-off that was asked for";
+    LATENESS = Histogram "machinist.delay.lateness", "s", ["queue"],
+        "Time from the due time of a delayed task until a worker has received it";
     ENDED = Counter "machinist.task.ended", "{task}", ["queue", "task", "state", "kind"],
         "Tasks that have ended; a failure has its kind";
     RETRIES = Counter "machinist.task.retries", "{attempt}", ["queue", "task"],
@@ -107,7 +109,7 @@ metrics! {
     DEAD_LETTERS = Counter "machinist.dead.letters", "{message}", ["queue", "reason"],
         "Dead letters that the broker has confirmed";
     QUEUE_MESSAGES = Gauge "machinist.queue.messages", "{message}", ["queue", "state"],
-        "Messages of a queue that are ready or dead letters";
+        "Messages of a queue that are ready, delayed, unacked or dead letters, as far as the broker tells";
     QUEUE_OLDEST_AGE = Gauge "machinist.queue.oldest.age", "s", ["queue"],
         "Time for which the oldest ready message waits at most; 0 for an empty queue";
     QUEUE_CONSUMERS = Gauge "machinist.queue.consumers", "{worker}", ["queue"],
@@ -122,8 +124,14 @@ metrics! {
         "Times that the broker or the backend has come back";
     AWAY = Counter "machinist.server.away", "s", ["server"],
         "Time for which the broker or the backend was away, counted when it has come back";
+    SESSION_AGE = Gauge "machinist.session.age", "s", [],
+        "Time since the session of this process was last renewed";
     SESSIONS_LOST = Counter "machinist.session.expired", "{session}", [],
         "Sessions of this process that have expired";
+    EVENTS_DROPPED = Counter "machinist.events.dropped", "{event}", [],
+        "Events that this process has not published, because too many waited";
+    HISTORY_LAG = Gauge "machinist.history.lag", "s", [],
+        "Age of the oldest part of the history that this process has not stored";
     SERIES_DROPPED = Counter "machinist.series.dropped", "{measurement}", [],
         "Measurements that were counted under _other, because there are too many label values";
     BUILD_INFO = Gauge "machinist.build.info", "{process}", ["version"],

@@ -12,6 +12,7 @@ pub(crate) struct Instruments {
     pub(crate) process: Histogram<f64>,
     pub(crate) store: Histogram<f64>,
     pub(crate) wait: Histogram<f64>,
+    pub(crate) lateness: Histogram<f64>,
     pub(crate) ended: Counter<u64>,
     pub(crate) retries: Counter<u64>,
     pub(crate) refused: Counter<u64>,
@@ -22,6 +23,7 @@ pub(crate) struct Instruments {
     pub(crate) reconnects: Counter<u64>,
     pub(crate) away: Counter<f64>,
     pub(crate) sessions_lost: Counter<u64>,
+    pub(crate) events_dropped: Counter<u64>,
     pub(crate) series_dropped: Counter<u64>,
 }
 
@@ -42,6 +44,7 @@ impl Instruments {
             process: histogram(catalog::PROCESS),
             store: histogram(catalog::STORE),
             wait: histogram(catalog::WAIT),
+            lateness: histogram(catalog::LATENESS),
             ended: counter(catalog::ENDED),
             retries: counter(catalog::RETRIES),
             refused: counter(catalog::REFUSED),
@@ -52,6 +55,7 @@ impl Instruments {
             reconnects: counter(catalog::RECONNECTS),
             away: meter.f64_counter(away.name).with_unit(away.unit).with_description(away.meaning).build(),
             sessions_lost: counter(catalog::SESSIONS_LOST),
+            events_dropped: counter(catalog::EVENTS_DROPPED),
             series_dropped: counter(catalog::SERIES_DROPPED),
         }
     }

@@ -31,6 +31,7 @@ mod timed_backend;
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use machinist_core::{backend::Backend, worker::Health};
@@ -64,6 +65,7 @@ struct MetricsState {
     series: Series,
     queues: Arc<MeasuredQueues>,
     workers: Arc<Mutex<Vec<Health>>>,
+    history_lag: Arc<Mutex<Duration>>,
     /// Since when the broker and the backend are away.
     away_since: [AwaySince; 2],
 }
@@ -112,6 +114,11 @@ impl MetricsBuilder {
         let workers: Arc<Mutex<Vec<Health>>> = Arc::default();
         observe_queues(&meter, &queues);
         observe_slots(&meter, &workers);
+        let history_lag: Arc<Mutex<Duration>> = Arc::default();
+        let lag = Arc::clone(&history_lag);
+        let _lag = gauge(&meter, catalog::HISTORY_LAG, move |to| {
+            to.observe(lag.lock().unwrap_or_else(PoisonError::into_inner).as_secs_f64(), &[]);
+        });
         let version = [KeyValue::new("version", env!("CARGO_PKG_VERSION"))];
         let _info = gauge(&meter, catalog::BUILD_INFO, move |to| to.observe(1.0, &version));
         Metrics(Arc::new(MetricsState {
@@ -121,6 +128,7 @@ impl MetricsBuilder {
             series: Series::default(),
             queues,
             workers,
+            history_lag,
             away_since: Default::default(),
         }))
     }
@@ -133,6 +141,12 @@ fn observe_queues(meter: &opentelemetry::metrics::Meter, queues: &Arc<MeasuredQu
         measured.each(|queue, measured| {
             to.observe(measured.ready as f64, &[of(queue), KeyValue::new("state", "ready")]);
             to.observe(measured.dead as f64, &[of(queue), KeyValue::new("state", "dead")]);
+            // Absent where nobody tells: 0 would be a lie.
+            for (state, count) in [("delayed", measured.delayed), ("unacked", measured.unacked)] {
+                if let Some(count) = count {
+                    to.observe(count as f64, &[of(queue), KeyValue::new("state", state)]);
+                }
+            }
         });
     });
     let measured = Arc::clone(queues);
@@ -158,6 +172,16 @@ fn observe_slots(meter: &opentelemetry::metrics::Meter, workers: &Arc<Mutex<Vec<
     let attached = Arc::clone(workers);
     let _busy = gauge(meter, catalog::SLOTS_BUSY, move |to| to.observe(sum(&attached, Health::running), &[]));
     let attached = Arc::clone(workers);
+    let _session = gauge(meter, catalog::SESSION_AGE, {
+        let attached = Arc::clone(workers);
+        move |to| {
+            let attached = attached.lock().unwrap_or_else(PoisonError::into_inner);
+            // That of the worker that is worst off.
+            if let Some(age) = attached.iter().map(Health::session_age).max() {
+                to.observe(age.as_secs_f64(), &[]);
+            }
+        }
+    });
     let _limit = gauge(meter, catalog::SLOTS_LIMIT, move |to| to.observe(sum(&attached, Health::slots), &[]));
 }
 
@@ -197,7 +221,7 @@ impl Metrics {
     /// # Errors
     /// A reader could not export.
     pub fn shutdown(&self) -> Result<(), OTelSdkError> {
-        self.0.provider.shutdown_with_timeout(std::time::Duration::from_secs(3))
+        self.0.provider.shutdown_with_timeout(Duration::from_secs(3))
     }
 
     fn task(&self, task: machinist_core::event::EventTask<'_>) -> Arc<series::TaskSeries> {

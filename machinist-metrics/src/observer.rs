@@ -20,15 +20,20 @@ impl Observer for Metrics {
     fn observe(&self, event: &Event<'_>) {
         match event.kind {
             EventKind::Sent { task, confirm_wait, .. } => self.sent(task, confirm_wait),
-            EventKind::Received { task, generation, broker_wait, .. } => {
-                self.queue(task).consumed.add(1);
+            EventKind::Received { task, generation, broker_wait, delayed, .. } => {
+                let queue = self.queue(task);
+                queue.consumed.add(1);
+                if delayed && generation == 0 {
+                    queue.lateness.record(broker_wait.as_secs_f64());
+                }
                 // A guard is a copy that comes back: the task has waited in a worker, not in the broker.
                 if generation == 0 {
                     self.task(task).wait(Stage::Broker, broker_wait);
                 }
             }
-            EventKind::Started { task, slot_wait, start_wait, .. } => {
+            EventKind::Started { task, prefetch_wait, slot_wait, start_wait, .. } => {
                 let series = self.task(task);
+                series.wait(Stage::Prefetch, prefetch_wait);
                 series.wait(Stage::Slot, slot_wait);
                 series.wait(Stage::Start, start_wait);
             }
@@ -79,9 +84,15 @@ impl Metrics {
             EventKind::Overdue { task, .. } => {
                 instruments.overdue.add(1, &[of_queue(task.queue.as_str())]);
             }
-            EventKind::QueueMeasured { queue, ready, dead, consumers, oldest_age, .. } => {
-                let measured = MeasuredQueue { ready, dead, consumers, oldest_age };
+            EventKind::QueueMeasured {
+                queue, ready, dead, consumers, oldest_age, delayed, unacked, ..
+            } => {
+                let measured = MeasuredQueue { ready, dead, consumers, oldest_age, delayed, unacked };
                 self.0.queues.put(queue.as_str(), measured);
+            }
+            EventKind::WorkerMeasured { history_lag, events_dropped, .. } => {
+                *self.0.history_lag.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = history_lag;
+                instruments.events_dropped.add(events_dropped, &[]);
             }
             EventKind::WorkerStarted { queues, tasks, .. } => {
                 let queues = queues.iter().map(|queue| queue.as_str());

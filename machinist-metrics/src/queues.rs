@@ -14,7 +14,7 @@ use tokio::time::Instant;
 /// Time for which a measurement is shown. A worker measures every 10 s and loses the right to it after 25 s.
 const SHOWN_FOR: Duration = Duration::from_secs(20);
 /// Number of queues that are shown.
-const MAX_QUEUES: usize = crate::series::MAX_SERIES / 2;
+const MAX_QUEUES: usize = crate::series::MAX_SERIES / 4;
 
 /// Measurement of one queue.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +23,10 @@ pub(crate) struct MeasuredQueue {
     pub(crate) dead: u64,
     pub(crate) consumers: u64,
     pub(crate) oldest_age: Duration,
+    /// `None` if the broker does not tell it.
+    pub(crate) delayed: Option<u64>,
+    /// `None` if the broker does not tell it.
+    pub(crate) unacked: Option<u64>,
 }
 
 /// Last measurements of this process.
@@ -66,10 +70,15 @@ impl MeasuredQueues {
 mod tests {
     use super::*;
 
+    fn measured() -> MeasuredQueue {
+        let oldest_age = Duration::ZERO;
+        MeasuredQueue { ready: 1, dead: 0, consumers: 0, oldest_age, delayed: None, unacked: None }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_measurement_is_shown_for_a_while_and_then_gone() {
         let queues = MeasuredQueues::default();
-        let measured = MeasuredQueue { ready: 1, dead: 0, consumers: 0, oldest_age: Duration::ZERO };
+        let measured = measured();
         let shown = || {
             let mut names = Vec::new();
             queues.each(|queue, _| names.push(queue.to_owned()));
@@ -89,7 +98,7 @@ mod tests {
     #[test]
     fn the_number_of_queues_is_bounded() {
         let queues = MeasuredQueues::default();
-        let measured = MeasuredQueue { ready: 1, dead: 0, consumers: 0, oldest_age: Duration::ZERO };
+        let measured = measured();
         for number in 0..3 * MAX_QUEUES {
             queues.put(&number.to_string(), measured);
         }

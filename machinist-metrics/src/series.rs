@@ -20,7 +20,7 @@ use crate::{
 
 /// Number of series that one metric has at most.
 pub(crate) const MAX_SERIES: usize = 2000;
-/// Number of pairs of queue and task that have series: each has up to seven of one metric.
+/// Number of pairs of queue and task that have series: each has up to eight of one metric.
 pub(crate) const MAX_PAIRS: usize = MAX_SERIES / 8;
 /// Name in the place of one that is not registered.
 pub(crate) const UNKNOWN: &str = "_unknown";
@@ -28,13 +28,15 @@ pub(crate) const UNKNOWN: &str = "_unknown";
 pub(crate) const OTHER: &str = "_other";
 
 /// Stages of a task, in the order of their series.
-pub(crate) const STAGES: [&str; 7] = ["confirm", "broker", "slot", "start", "run", "record", "follow-up"];
+pub(crate) const STAGES: [&str; 8] =
+    ["confirm", "broker", "prefetch", "slot", "start", "run", "record", "follow-up"];
 
 /// Stage of a task.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Stage {
     Confirm,
     Broker,
+    Prefetch,
     Slot,
     Start,
     Run,
@@ -46,7 +48,7 @@ pub(crate) enum Stage {
 pub(crate) struct TaskSeries {
     /// Queue and task, as labels.
     pub(crate) labels: [KeyValue; 2],
-    waits: [BoundHistogram<f64>; 7],
+    waits: [BoundHistogram<f64>; 8],
     pub(crate) succeeded: BoundCounter<u64>,
     pub(crate) retries: BoundCounter<u64>,
 }
@@ -76,6 +78,7 @@ pub(crate) struct QueueSeries {
     pub(crate) consumed: BoundCounter<u64>,
     pub(crate) operation: BoundHistogram<f64>,
     pub(crate) process: BoundHistogram<f64>,
+    pub(crate) lateness: BoundHistogram<f64>,
     /// System and queue, as labels.
     pub(crate) labels: [KeyValue; 2],
 }
@@ -88,6 +91,7 @@ impl QueueSeries {
             consumed: instruments.consumed.bind(&labels),
             operation: instruments.operation.bind(&labels),
             process: instruments.process.bind(&labels),
+            lateness: instruments.lateness.bind(&[label("queue", queue)]),
             labels,
         }
     }

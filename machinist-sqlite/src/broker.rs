@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use machinist_adapter::{
     broker::{
-        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
-        QueueDepth, Receipt, Settle, Settled, SideQueue, SubscriptionHealth, Target,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, HeldCounts, PeekedMessage,
+        Publish, PublishError, QueueDepth, Receipt, Settle, Settled, SideQueue, SubscriptionHealth, Target,
     },
     diagnose::{Diagnose, Finding},
     id::QueueName,
@@ -130,6 +130,19 @@ impl Broker for SqliteBroker {
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         let queues = queues.to_vec();
         Ok(self.store.query(|reply| Query::Depth(queues, reply)).await?)
+    }
+
+    async fn held(&self, queues: &[QueueName]) -> Result<Vec<HeldCounts>, BrokerError> {
+        let queues = queues.to_vec();
+        Ok(self.store.query(|reply| Query::Held(queues, reply)).await?)
+    }
+
+    async fn peek(&self, queue: &QueueName, limit: u16) -> Result<Option<Vec<PeekedMessage>>, BrokerError> {
+        let queue = queue.clone();
+        let ready = self.store.query(|reply| Query::Ready(queue, limit, reply)).await?;
+        // A select counts no delivery.
+        let peeked = |message| PeekedMessage { message, deliveries_left: None };
+        Ok(Some(ready.into_iter().map(peeked).collect()))
     }
 
     async fn close(&self) {

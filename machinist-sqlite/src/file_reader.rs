@@ -11,7 +11,7 @@ use std::{
 
 use machinist_adapter::{
     backend::Index,
-    broker::{QueueDepth, Target},
+    broker::{HeldCounts, Message, QueueDepth, Target},
     clock::Timestamp,
     diagnose::Finding,
     facts::Facts,
@@ -30,6 +30,9 @@ pub(crate) enum Query {
     Now(QueryReply<Timestamp>),
     Records(Vec<RecordId>, QueryReply<Vec<Facts>>),
     Depth(Vec<QueueName>, QueryReply<Vec<QueueDepth>>),
+    Held(Vec<QueueName>, QueryReply<Vec<HeldCounts>>),
+    /// The first messages of a queue that wait.
+    Ready(QueueName, u16, QueryReply<Vec<Message>>),
     List {
         index: Index,
         after: Option<(Timestamp, String)>,
@@ -64,6 +67,16 @@ impl FileReader {
                 }),
                 Query::Depth(queues, reply) => self
                     .answer(reply, |db, now| queues.iter().map(|queue| self.depth(db, queue, now)).collect()),
+                Query::Held(queues, reply) => self
+                    .answer(reply, |db, now| queues.iter().map(|queue| self.held(db, queue, now)).collect()),
+                Query::Ready(queue, limit, reply) => {
+                    self.answer(reply, |db, now| {
+                        match messages::find_queue(db, self.namespace, &Target::Queue(queue))? {
+                            Some(id) => messages::first_ready(db, id, now, limit),
+                            None => Ok(Vec::new()),
+                        }
+                    })
+                }
                 Query::List { index, after, limit, reply } => {
                     self.answer(reply, |db, _| {
                         indexes::list(db, self.namespace, &index, after.as_ref(), limit)
@@ -92,6 +105,13 @@ impl FileReader {
         let _ = reply.send(answer);
     }
 
+    fn held(&self, db: &Connection, queue: &QueueName, now: Timestamp) -> rusqlite::Result<HeldCounts> {
+        match messages::find_queue(db, self.namespace, &Target::Queue(queue.clone()))? {
+            Some(id) => held_counts(db, id, now),
+            None => Ok(HeldCounts { delayed: Some(0), unacked: Some(0) }),
+        }
+    }
+
     fn depth(&self, db: &Connection, queue: &QueueName, now: Timestamp) -> rusqlite::Result<QueueDepth> {
         let mut depth = QueueDepth { queue: queue.clone(), ready: None, consumers: None, dead: None };
         if let Some(id) = messages::find_queue(db, self.namespace, &Target::Queue(queue.clone()))? {
@@ -107,6 +127,21 @@ impl FileReader {
         }
         Ok(depth)
     }
+}
+
+/// Counts the messages of a queue that are not due, or that an owner holds.
+fn held_counts(db: &Connection, queue: i64, now: Timestamp) -> rusqlite::Result<HeldCounts> {
+    let number = |sql: &str, later: i64| -> rusqlite::Result<Option<u64>> {
+        let count: i64 = db.prepare_cached(sql)?.query_row(params![queue, later], |row| row.get(0))?;
+        Ok(Some(count.unsigned_abs()))
+    };
+    Ok(HeldCounts {
+        delayed: number(
+            "SELECT count(*) FROM messages WHERE holder = -1 AND due > ?2 AND queue = ?1",
+            now.as_micros(),
+        )?,
+        unacked: number("SELECT count(*) FROM messages WHERE holder > ?2 AND holder > 0 AND queue = ?1", 0)?,
+    })
 }
 
 fn count_ready(db: &Connection, queue: i64) -> rusqlite::Result<u64> {

@@ -163,6 +163,33 @@ pub(crate) fn claim(
     Ok(claimed.into_iter().map(|(_, claimed)| claimed).collect())
 }
 
+/// Returns the first messages of a queue that wait for a consumer, in the order of delivery, and claims none.
+///
+/// Delayed messages that are due and not marked ready come after the others: only a process that consumes marks them.
+pub(crate) fn first_ready(
+    db: &Connection,
+    queue: i64,
+    now: Timestamp,
+    limit: u16,
+) -> rusqlite::Result<Vec<Message>> {
+    const COLUMNS: &str = "id, rank, due, redelivered, task, kind, content_type, timestamp, priority, app_id, headers, \
+                           body";
+    let mut all = Vec::new();
+    for which in ["holder = 0 AND ?2 = ?2", "holder = -1 AND due <= ?2"] {
+        let mut statement = db.prepare_cached(&format!(
+            "SELECT {COLUMNS} FROM messages WHERE queue = ?1 AND {which} ORDER BY rank, due, id LIMIT ?3"
+        ))?;
+        let left = usize::from(limit).saturating_sub(all.len());
+        let left = i64::try_from(left).unwrap_or(i64::MAX);
+        let rows =
+            statement.query_map(params![queue, now.as_micros(), left], |row| message(row.get(0)?, row))?;
+        for row in rows {
+            all.push(row?);
+        }
+    }
+    Ok(all)
+}
+
 /// Reads the message of a row. A row that another program wrote or changed must not stop its queue: it becomes a message
 /// that says what cannot be read, and that no worker runs.
 fn message(id: i64, row: &Row<'_>) -> rusqlite::Result<Message> {

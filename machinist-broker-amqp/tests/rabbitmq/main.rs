@@ -12,6 +12,7 @@ mod delivery_limit;
 mod dropped;
 mod nacks;
 mod nodes;
+mod peek;
 mod support;
 mod undelivered;
 mod upkeep;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use machinist::{QueueName, TaskName, clock::Timestamp, record::TaskState, settings::parse_duration};
 
-use super::value::{queue, task_cursor, task_state};
+use super::value::{positive, queue, task_cursor, task_state};
 
 /// Tasks that have ended or run, the newest first, or those that are known to wait. Notes on standard error say how many
 /// listed tasks were looked at, and how the list goes on.
@@ -50,11 +50,63 @@ pub(crate) struct TasksArgs {
 /// Failed tasks of one name and kind whose errors are alike are one group: numbers, ids, quoted parts and addresses do not
 /// count.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
   machinist failures --since 24h
-  machinist tasks --state failure --name resize    lists the tasks themselves")]
+  machinist failures retry 3f9a1c0b77d2 --dry-run
+  machinist tasks --state failure --name resize    lists the tasks themselves"
+)]
 pub(crate) struct FailuresArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<FailuresCommand>,
     /// Only failures within this time [default: those that are listed, of seven days at most]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) since: Option<Duration>,
+    /// Also silenced groups
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FailuresCommand {
+    /// Send the failed tasks of a group again, as `machinist retry` does
+    Retry(GroupArgs),
+    /// Purge the dead letters of the failed tasks of a group
+    Purge(GroupArgs),
+    /// Leave a group out of the list for a while. It is counted all the same
+    Silence {
+        /// Fingerprint of the group
+        #[arg(value_name = "FINGERPRINT")]
+        fingerprint: String,
+        /// Time for which it is left out, 30 days at most
+        #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, default_value = "7d")]
+        duration: Duration,
+        /// List it again
+        #[arg(long)]
+        off: bool,
+    },
+}
+
+/// Failed tasks of a group.
+#[derive(Debug, Args)]
+pub(crate) struct GroupArgs {
+    /// Fingerprint of the group
+    #[arg(value_name = "FINGERPRINT")]
+    pub(crate) fingerprint: String,
+    /// Only failures within this time
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) since: Option<Duration>,
+    /// Only print which would be selected
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Maximum number of tasks
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) count: Option<u32>,
+    /// Maximum number per second
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) rate: Option<u32>,
 }

@@ -87,6 +87,15 @@ impl BulkChange {
     }
 }
 
+/// Way in which selected tasks are changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BulkWay {
+    pub(super) dry_run: bool,
+    pub(super) yes: bool,
+    /// Maximum number per second.
+    pub(super) rate: Option<u32>,
+}
+
 /// Selects tasks, asks, and changes each.
 pub(super) async fn run(
     change: BulkChange,
@@ -97,23 +106,44 @@ pub(super) async fn run(
     let (list, what) = change.list(args.state)?;
     // Looking needs no key.
     let app = if args.dry_run { connect_reader(settings).await? } else { connect(settings).await? };
+    let Selected { records, looked_at, is_complete } = select(&app, list, args).await?;
+    let bound =
+        if is_complete { String::new() } else { format!(", and stopped at {} that match", records.len()) };
+    let looked = format!(
+        "machinist: it looked at {looked_at} {what}{bound}; tasks that wait in a queue are not listed"
+    );
+    let way = BulkWay { dry_run: args.dry_run, yes: args.yes, rate: args.rate };
+    let code = change_each(&app, change, &records, way, &looked, json).await?;
+    app.flush_events().await;
+    app.broker().close().await;
+    Ok(code)
+}
+
+/// Asks, changes each of these tasks, and prints what became of it. `looked` is a note about the selection.
+pub(super) async fn change_each(
+    app: &App,
+    change: BulkChange,
+    records: &[Record],
+    way: BulkWay,
+    looked: &str,
+    json: bool,
+) -> Result<Code, CliError> {
     let client = app.client();
-    let selected = select(&app, list, args).await?;
-    let count = selected.records.len();
+    let count = records.len();
     let question = format!("{} {count} tasks?", change.verb());
     let mut code = Code::Success;
-    if count > 0 && !args.dry_run && !args.yes && !question::confirmed(&question, json)? {
+    if count > 0 && !way.dry_run && !way.yes && !question::confirmed(&question, json)? {
         output::note("machinist: nothing was changed");
         return Ok(code);
     }
     let mut rows = Vec::new();
-    let pace = args.rate.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate);
+    let pace = way.rate.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate);
     let began = Instant::now();
     let mut changed = 0;
     let mut failed = Ok(());
     let mut next = tokio::time::Instant::now();
-    for record in &selected.records {
-        let row = if args.dry_run {
+    for record in records {
+        let row = if way.dry_run {
             row(record, "selected", None, None)
         } else {
             tokio::time::sleep_until(next).await;
@@ -140,17 +170,11 @@ pub(super) async fn run(
     if json {
         output::json(&rows)?;
     }
-    if !args.dry_run && count > 0 {
+    if !way.dry_run && count > 0 {
         output::note(&format!("machinist: {}", summary(changed, count, began.elapsed())));
     }
-    let Selected { looked_at, is_complete, .. } = selected;
-    let bound = if is_complete { String::new() } else { format!(", and stopped at {count} that match") };
-    output::note(&format!(
-        "machinist: it looked at {looked_at} {what}{bound}; tasks that wait in a queue are not listed"
-    ));
+    output::note(looked);
     failed.map_err(|error: CliError| error.context(format_args!("{changed} of {count} were changed")))?;
-    app.flush_events().await;
-    app.broker().close().await;
     Ok(code)
 }
 

@@ -10,18 +10,22 @@ mod doctor;
 mod events;
 mod failures;
 mod fleet;
+mod history;
 mod init;
 mod keygen;
 mod keys;
 mod limits;
 #[cfg(feature = "man")]
 mod man;
+mod mark;
 #[cfg(feature = "postgres")]
 mod migrate;
 mod periodic;
 mod profile;
 mod question;
+mod queue_list;
 mod queue_pause;
+mod queue_peek;
 mod queues;
 mod receivers;
 mod refused;
@@ -96,6 +100,8 @@ pub(crate) async fn run(
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
         CliCommand::Events(args) => events::run(args, &settings(flags)?, json).await,
         CliCommand::Tasks(args) => tasks::run(args, &settings(flags)?, json).await,
+        CliCommand::History(args) => history::run(args, &settings(flags)?, json).await,
+        CliCommand::Mark(args) => mark::run(&args.text, &settings(flags)?, json).await,
         CliCommand::Failures(args) => failures::run(&args, &settings(flags)?, json).await,
         CliCommand::Log(args) => task_log::run(&args, &settings(flags)?, json).await,
         CliCommand::Limits(command) => limits::run(command, &settings(flags)?, json).await,

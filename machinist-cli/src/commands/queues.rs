@@ -1,43 +1,26 @@
-//! `machinist queues`: lists the queues and their numbers of messages, purges and deletes them.
+//! `machinist queues NAME`: purges and deletes queues. The list is in `queue_list`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::BTreeSet;
 
 use indicatif::ProgressBar;
 use machinist::{
     App, PurgeMode, PurgeReport, QueueName, WorkerFilter,
-    backend::{Index, IndexUpdate},
-    base_queue,
     broker::{QueueDeletion, QueueDepth},
-    clock::Timestamp,
     nearest,
     settings::Settings,
 };
 use serde::Serialize;
 
-use super::{connect, connect_reader, delays, question, queue_pause, refused};
+use super::{
+    connect, connect_reader, question,
+    queue_list::{self, forget, listed},
+    queue_pause, queue_peek,
+};
 use crate::{
     args::{QueuesArgs, QueuesCommand},
     exit::{CliError, Code},
     output,
 };
-
-/// Maximum number of queue names that are read at once.
-const PAGE_NAMES: usize = 1000;
-
-/// Time for which a queue that no longer exists stays in the index after its last worker started.
-const FORGET_AFTER: Duration = Duration::from_secs(24 * 3600);
-
-#[derive(Serialize)]
-struct QueueRow {
-    queue: String,
-    ready: Option<u64>,
-    consumers: Option<u64>,
-    dead: Option<u64>,
-    paused: bool,
-}
 
 pub(super) async fn run(args: QueuesArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     match args.command {
@@ -48,52 +31,20 @@ pub(super) async fn run(args: QueuesArgs, settings: &Settings, json: bool) -> Re
         Some(QueuesCommand::Pause { name }) => queue_pause::run(&name, true, settings, json).await,
         Some(QueuesCommand::Resume { name }) => queue_pause::run(&name, false, settings, json).await,
         Some(QueuesCommand::Delete { name }) => delete(&name, settings, json).await,
-        None => list(args.declare, settings, json).await,
+        Some(QueuesCommand::Peek { name, limit }) => queue_peek::run(&name, limit, settings, json).await,
+        None => queue_list::run(args.declare, args.watch, settings, json).await,
     }
-}
-
-async fn list(declare: bool, settings: &Settings, json: bool) -> Result<Code, CliError> {
-    let app = connect_reader(settings).await?;
-    if declare {
-        app.broker().prepare(&settings.worker.named_queues().collect::<Vec<_>>()).await?;
-    }
-    let mut listed = listed(&app).await?;
-    let configured: Vec<_> = settings.worker.named_queues().collect();
-    let names: BTreeSet<QueueName> = configured.iter().chain(listed.keys()).cloned().collect();
-    let depths = app.broker().depth(&names.into_iter().collect::<Vec<_>>()).await?;
-    listed.retain(|queue, _| !configured.contains(queue));
-    forget(&app, &vanished(&depths, &listed, app.clock().now())).await;
-    let paused = app.client().paused_queues().await?;
-    let rows = depths.into_iter().map(|depth| QueueRow {
-        paused: paused.contains(&depth.queue)
-            || base_queue(&depth.queue).is_some_and(|base| paused.contains(&base)),
-        queue: depth.queue.to_string(),
-        ready: depth.ready,
-        consumers: depth.consumers,
-        dead: depth.dead,
-    });
-    if json {
-        output::json(&rows.collect::<Vec<_>>())?;
-    } else {
-        let number = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());
-        let cells = |row: QueueRow| {
-            let ready = if row.ready.is_none() { "not declared".to_owned() } else { number(row.ready) };
-            let paused = if row.paused { "yes" } else { "no" }.to_owned();
-            vec![row.queue, ready, number(row.consumers), number(row.dead), paused]
-        };
-        output::table(&["queue", "ready", "consumers", "dead", "paused"], rows.map(cells))?;
-    }
-    refused::note(&app).await?;
-    delays::note(&app).await;
-    app.broker().close().await;
-    Ok(Code::Success)
 }
 
 /// Returns the depth of a queue.
 ///
 /// # Errors
-/// It does not exist: the nearest name of those that are listed.
-async fn existing(app: &App, name: &QueueName, settings: &Settings) -> Result<QueueDepth, CliError> {
+/// The queue does not exist: the nearest name of those that are listed.
+pub(super) async fn existing(
+    app: &App,
+    name: &QueueName,
+    settings: &Settings,
+) -> Result<QueueDepth, CliError> {
     let depth = app.broker().depth(std::slice::from_ref(name)).await?.pop();
     if let Some(depth) = depth.filter(|depth| depth.ready.is_some() || depth.dead.is_some()) {
         return Ok(depth);
@@ -209,66 +160,4 @@ async fn delete(name: &QueueName, settings: &Settings, json: bool) -> Result<Cod
 pub(super) async fn known(app: &App, settings: &Settings) -> Result<BTreeSet<QueueName>, CliError> {
     let listed = listed(app).await?.into_keys();
     Ok(listed.chain(settings.worker.named_queues()).collect())
-}
-
-/// Returns the queues that workers have consumed or senders have named, with the time of the last of that.
-///
-/// The index of queues is separate from the facts and may lag: the configured queues belong to every list.
-async fn listed(app: &App) -> Result<BTreeMap<QueueName, Timestamp>, CliError> {
-    let mut listed = BTreeMap::new();
-    let mut after = None;
-    loop {
-        let page = app.backend().list(&Index::Queues, after, PAGE_NAMES).await?;
-        listed.extend(page.iter().filter_map(|(at, name)| Some((QueueName::parse(name).ok()?, *at))));
-        if page.len() < PAGE_NAMES {
-            return Ok(listed);
-        }
-        after = page.into_iter().last();
-    }
-}
-
-/// Returns the listed queues that have not existed for long enough to be forgotten.
-fn vanished<'a>(
-    depths: &'a [QueueDepth],
-    listed: &BTreeMap<QueueName, Timestamp>,
-    now: Timestamp,
-) -> Vec<&'a QueueName> {
-    let is_gone = |depth: &&QueueDepth| depth.ready.is_none() && depth.dead.is_none();
-    let is_old = |queue: &&QueueName| listed.get(queue).is_some_and(|at| now.since(*at) > FORGET_AFTER);
-    depths.iter().filter(is_gone).map(|depth| &depth.queue).filter(is_old).collect()
-}
-
-/// Removes queues from the index. A worker that starts lists its queues again.
-async fn forget(app: &App, queues: &[&QueueName]) {
-    if queues.is_empty() {
-        return;
-    }
-    let remove = |queue: &&QueueName| IndexUpdate::Remove { index: Index::Queues, member: queue.to_string() };
-    if let Err(error) = app.backend().update_indexes(queues.iter().map(remove).collect()).await {
-        tracing::debug!(%error, "queues that no longer exist stay listed");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_queues_that_have_been_gone_for_long_are_forgotten() {
-        let now = Timestamp::from_micros(10 * 24 * 3600 * 1_000_000);
-        let queue = |name: &str| QueueName::parse(name).unwrap();
-        let depth = |name: &str, ready, dead| QueueDepth { queue: queue(name), ready, consumers: None, dead };
-        let depths = [
-            depth("old", None, None),
-            depth("new", None, None),
-            depth("there", Some(0), None),
-            depth("letters", None, Some(1)),
-            depth("configured", None, None),
-        ];
-        let old = now.minus(FORGET_AFTER + Duration::from_secs(1));
-        let mut listed: BTreeMap<_, _> =
-            ["old", "there", "letters"].map(|name| (queue(name), old)).into_iter().collect();
-        listed.insert(queue("new"), now);
-        assert_eq!(vanished(&depths, &listed, now), [&queue("old")]);
-    }
 }

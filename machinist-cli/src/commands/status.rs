@@ -56,10 +56,12 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
     let root = place.map(|place| place.root.to_string());
     let view = |record: &Record| {
         let now = app.clock().now();
+        let template = settings.trace_link.as_ref().map(|setting| &setting.value);
         TaskView::from(record)
             .verified(verifies && !record.mirrored)
             .at(record, now)
             .of_workflow(root.clone())
+            .linked(template)
     };
     let with_args = async |record: &Record| {
         let asked = [(record.id.clone(), record.name.as_deref())];

@@ -37,6 +37,8 @@ fn each_run_is_one_line_with_its_worker_task_and_outcome() {
         let (line, span) = (of_task[0], &of_task[0]["span"]);
         assert_eq!((&line["outcome"], &span["task"]), (&outcome.into(), &name.into()), "{line}");
         assert_eq!((&span["queue"], &span["worker"]), (&"default".into(), &"one".into()), "{line}");
+        assert_eq!((&span["id"], &span["trace_id"]), (&task["id"], &task["trace_id"]), "{line}");
+        assert!(span["trace_id"].as_str().is_some_and(|id| id.len() == 32), "{line}");
         assert!(span["attempt"] == 1 && line["duration_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{line}");
     }
     let stopped = lines.iter().find(|line| line["message"] == "stopped").unwrap();

@@ -5,6 +5,7 @@ use std::{
     net::TcpStream,
 };
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{Folder, WAIT_TIMEOUT, eventually};
@@ -197,4 +198,111 @@ fn metrics_are_served_to_those_who_have_the_token() {
     });
     assert!(!text.contains("nobody-knows-it"), "{text}");
     worker.stop().ended(0);
+}
+
+#[test]
+fn queues_tell_what_waits_and_a_look_leaves_it() {
+    let folder = Folder::with(TASKS);
+    let first = folder.send(&["slow", "0"]);
+    let second = folder.send(&["fails", "--label", "tenant=acme"]);
+    folder.send(&["slow", "0", "--countdown", "1h"]);
+    let listed = folder.run(&["queues", "--json"]).ended(0).json();
+    let row = &listed[0];
+    assert_eq!((&row["queue"], &row["ready"], &row["delayed"]), (&json!("default"), &json!(2), &json!(1)));
+    assert_eq!((&row["unacked"], &row["consumers"], &row["paused"]), (&json!(0), &json!(0), &json!(false)));
+    for name in ["dead", "in_rate", "out_rate", "oldest_age", "empty_in"] {
+        assert!(row.as_object().unwrap().contains_key(name), "{name} in {row}");
+    }
+    for _ in 0..3 {
+        let peeked = folder.run(&["queues", "peek", "default", "--json"]).ended(0).json();
+        let ids: Vec<&Value> = peeked.as_array().unwrap().iter().map(|task| &task["id"]).collect();
+        assert_eq!(ids, [&json!(first), &json!(second)]);
+        assert_eq!((&peeked[0]["name"], &peeked[0]["state"]), (&json!("slow"), &json!("PENDING")));
+        assert!(peeked[0]["sent_at"].is_string(), "{peeked}");
+    }
+    let one = folder.run(&["queues", "peek", "default", "--limit", "1"]).ended(0).stdout;
+    assert!(one.contains(&first) && !one.contains(&second), "{one}");
+    folder.run(&["queues", "peek", "default", "--limit", "101"]).ended(64);
+    folder.run(&["queues", "peek", "defualt"]).ended(3).reports(&["did you mean default?"]);
+    assert_eq!(folder.run(&["queues", "--json"]).ended(0).json()[0]["ready"], json!(2));
+    let mut watching = folder.start(&["queues", "--watch"]);
+    watching.stdout.until("default");
+    watching.signal(Signal::SIGINT);
+    watching.end().ended(0);
+}
+
+#[test]
+fn status_prints_the_link_to_a_trace() {
+    let links = "[links]\ntrace = \"https://traces.example/{trace_id}?task={task}\"\n";
+    let folder = Folder::with(&format!("{TASKS}{links}"));
+    let id = folder.send(&["a/task", "0"]);
+    let status = folder.status(&id);
+    let trace = status["trace_id"].as_str().unwrap();
+    assert_eq!(status["trace_link"], json!(format!("https://traces.example/{trace}?task=a%2Ftask")));
+    assert!(folder.run(&["status", &id]).ended(2).stdout.contains("link      https://traces.example/"));
+    folder.write("bad.toml", "[links]\ntrace = \"javascript:{trace_id}\"\n");
+    folder.run(&["status", &id, "--config", "bad.toml"]).ended(78).reports(&["bad.toml:2:", "http or https"]);
+}
+
+#[test]
+fn a_group_of_failures_is_retried_purged_and_silenced() {
+    let folder = Folder::with(TASKS);
+    let _worker = folder.worker(&["--name", "one"]);
+    let failed = folder.outcome(&["fails"]);
+    let group = eventually("a group", || folder.run(&["failures", "--json"]).json().get(0).cloned());
+    let print = group["fingerprint"].as_str().unwrap();
+    assert_eq!((&group["last_week"], &group["silenced_until"]), (&json!(1), &Value::Null));
+    assert_eq!(group["versions"], json!([env!("CARGO_PKG_VERSION")]));
+
+    let dry = folder.run(&["failures", "retry", print, "--dry-run", "--json"]).ended(0).json();
+    assert_eq!((&dry[0]["id"], &dry[0]["done"]), (&failed["id"], &json!("selected")));
+    folder.run(&["failures", "retry", print]).ended(64).reports(&["nobody can be asked", "add --yes"]);
+    let again = folder.run(&["failures", "retry", print, "--yes", "--json"]).ended(0).json();
+    assert_eq!(again[0]["done"], json!("sent_again"));
+    assert!(again[0]["as_task"].is_string(), "{again}");
+
+    let dead = || folder.run(&["dead", "list", "--json"]).ended(0).json().as_array().unwrap().len();
+    eventually("the dead letter of the new task", || (dead() >= 1).then_some(()));
+    let dry = folder.run(&["failures", "purge", print, "--dry-run", "--json"]).ended(0).json();
+    assert_eq!(dry[0]["done"], json!("selected"));
+    eventually("no dead letter of the group", || {
+        folder.run(&["failures", "purge", print, "--yes"]).ended(0);
+        (dead() == 0).then_some(())
+    });
+
+    folder.run(&["failures", "silence", print]).ended(0);
+    let listed = folder.run(&["failures", "--json"]).ended(0).reports(&["1 groups are silenced"]);
+    assert_eq!(listed.json(), json!([]));
+    let all = folder.run(&["failures", "--all", "--json"]).ended(0).json();
+    assert!(all[0]["silenced_until"].is_string(), "{all}");
+    folder.run(&["failures", "silence", print, "--off"]).ended(0);
+    assert_eq!(folder.run(&["failures", "--json"]).ended(0).json().as_array().unwrap().len(), 1);
+    folder.run(&["failures", "retry", "000000000000", "--yes"]).ended(3).reports(&["has the fingerprint"]);
+}
+
+#[test]
+fn the_history_has_what_happened_and_the_marks() {
+    let folder = Folder::with(TASKS);
+    folder.run(&["mark", "shop 1.2"]).ended(0);
+    folder.run(&["mark", ""]).ended(64).reports(&["is empty"]);
+    let _worker = folder.worker(&["--name", "one"]);
+    folder.outcome(&["fails"]);
+    folder.outcome(&["slow", "0"]);
+    let count = |history: &Value, what: &str| -> u64 {
+        let points = history["points"].as_array().unwrap().iter();
+        let tasks = points.flat_map(|point| point["tasks"].as_array().unwrap());
+        tasks.map(|task| task[what]["count"].as_u64().unwrap()).sum()
+    };
+    let history = eventually("the history", || {
+        let history = folder.run(&["history", "--json"]).ended(0).json();
+        (count(&history, "failure") + count(&history, "success") == 2).then_some(history)
+    });
+    assert_eq!((count(&history, "received"), count(&history, "failure")), (2, 1));
+    assert_eq!(history["step"], json!(10));
+    let marks: Vec<&str> =
+        history["marks"].as_array().unwrap().iter().map(|mark| mark["text"].as_str().unwrap()).collect();
+    assert!(marks.contains(&"shop 1.2") && marks.iter().any(|text| text.contains("version")), "{marks:?}");
+    let fails = folder.run(&["history", "--task", "fails", "--since", "10m", "--json"]).ended(0).json();
+    assert_eq!((count(&fails, "received"), count(&fails, "success")), (1, 0));
+    assert!(folder.run(&["history"]).ended(0).stdout.contains("shop 1.2"));
 }

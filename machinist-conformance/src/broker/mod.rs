@@ -5,6 +5,7 @@
 mod connections;
 mod delays;
 mod messages;
+mod peeking;
 mod settling;
 
 use std::{sync::Arc, time::Duration};
@@ -19,7 +20,7 @@ use machinist_core::{
     id::QueueName,
 };
 
-pub use self::{connections::*, delays::*, messages::*, settling::*};
+pub use self::{connections::*, delays::*, messages::*, peeking::*, settling::*};
 use crate::{
     service::say,
     wait::{ANSWER_TIMEOUT, within},

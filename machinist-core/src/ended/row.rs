@@ -35,6 +35,9 @@ pub(crate) struct EndedRow {
     /// Error and its causes. Left out where the record encrypts it.
     #[serde(rename = "e", default, skip_serializing_if = "Vec::is_empty")]
     error: Vec<String>,
+    /// Version of machinist in the process in which it ended.
+    #[serde(rename = "v", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) version: Option<String>,
     #[serde(rename = "l", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) labels: BTreeMap<String, String>,
 }
@@ -57,6 +60,8 @@ impl EndedRow {
             worker: event.worker.map(str::to_owned),
             kind: failure.map(|(kind, _)| kind.as_str().to_owned()),
             error: error.unwrap_or_default(),
+            // Only failures are grouped by it.
+            version: failure.map(|_| env!("CARGO_PKG_VERSION").to_owned()),
             labels: task.labels().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         })
     }

@@ -67,6 +67,8 @@ pub enum EventKind<'a> {
         generation: u32,
         /// Time for which the broker held the message after it was issued or due.
         broker_wait: Duration,
+        /// `true` if the message was delayed: the wait is the time by which it is late.
+        delayed: bool,
     },
     /// A start was granted: the handler is called next.
     #[non_exhaustive]
@@ -75,6 +77,8 @@ pub enum EventKind<'a> {
         task: EventTask<'a>,
         /// Number of this start within the attempt, from 1.
         start: u32,
+        /// Time from the receipt of the delivery until it first waited for a slot.
+        prefetch_wait: Duration,
         /// Time for which the delivery waited for a slot.
         slot_wait: Duration,
         /// Time that the request of the start took.
@@ -251,6 +255,19 @@ pub enum EventKind<'a> {
         consumers: u64,
         /// Time for which the oldest ready message waits at most; zero for an empty queue.
         oldest_age: Duration,
+        /// Number of messages that wait for their time, if the broker tells it. It is a minute old at most.
+        delayed: Option<u64>,
+        /// Number of deliveries that are not settled, if the broker tells it. It is a minute old at most.
+        unacked: Option<u64>,
+    },
+    /// A worker has looked at itself, every ten seconds, for observers that
+    /// [ask for it](super::Observer::measures_queues).
+    #[non_exhaustive]
+    WorkerMeasured {
+        /// Age of the oldest part of the history that is not stored.
+        history_lag: Duration,
+        /// Number of events that this process has not published since the last look, because too many waited.
+        events_dropped: u64,
     },
     /// A worker has stopped.
     #[non_exhaustive]
@@ -354,6 +371,7 @@ impl<'a> EventKind<'a> {
         WorkerStarted => "worker_started",
         WorkerState => "worker_state",
         QueueMeasured => "queue_measured",
+        WorkerMeasured => "worker_measured",
         WorkerEnded => "worker_ended",
     }
 
@@ -396,6 +414,7 @@ impl<'a> EventKind<'a> {
             Self::WorkerStarted { .. }
             | Self::WorkerState { .. }
             | Self::QueueMeasured { .. }
+            | Self::WorkerMeasured { .. }
             | Self::WorkerEnded { .. } => None,
         }
     }

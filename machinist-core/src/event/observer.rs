@@ -35,8 +35,9 @@ pub trait Observer: Send + Sync + 'static {
     /// Receives one event. Must not block.
     fn observe(&self, event: &Event<'_>);
 
-    /// Returns `true` if this observer wants [`EventKind::QueueMeasured`](super::EventKind::QueueMeasured): then the workers of
-    /// the application take part in measuring the queues. It is asked once.
+    /// Returns `true` if this observer wants [`EventKind::QueueMeasured`](super::EventKind::QueueMeasured) and
+    /// [`EventKind::WorkerMeasured`](super::EventKind::WorkerMeasured): then the workers of the application take part in
+    /// measuring the queues. It is asked once.
     fn measures_queues(&self) -> bool {
         false
     }

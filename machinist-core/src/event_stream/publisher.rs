@@ -61,7 +61,7 @@ impl PublishedEvents {
     #[inline]
     const fn include(self, kind: &EventKind<'_>) -> bool {
         match (self, kind) {
-            (Self::Off, _) | (_, EventKind::QueueMeasured { .. }) => false,
+            (Self::Off, _) | (_, EventKind::QueueMeasured { .. } | EventKind::WorkerMeasured { .. }) => false,
             (Self::All, _) => true,
             (Self::Failures, EventKind::Ended { failure, .. }) => failure.is_some(),
             (
@@ -117,7 +117,10 @@ pub(crate) struct EventPublisher {
 #[derive(Debug, Default)]
 struct WaitingEvents {
     events: VecDeque<StreamedEvent>,
+    /// Number of events that were dropped and that no batch has told yet.
     dropped: u64,
+    /// Number of events that were dropped since somebody has asked.
+    dropped_since_asked: u64,
 }
 
 #[derive(Debug, Default)]
@@ -171,6 +174,7 @@ impl EventPublisher {
         let mut waiting = self.waiting();
         if waiting.events.len() >= MAX_WAITING {
             waiting.dropped += 1;
+            waiting.dropped_since_asked += 1;
             return;
         }
         let streamed = StreamedEvent::of(event);
@@ -182,6 +186,11 @@ impl EventPublisher {
     /// Returns `true` if it publishes anything.
     pub(crate) fn is_on(&self) -> bool {
         self.which != PublishedEvents::Off
+    }
+
+    /// Returns the number of events that were dropped since the last call.
+    pub(crate) fn take_dropped(&self) -> u64 {
+        mem::take(&mut self.waiting().dropped_since_asked)
     }
 
     /// Waits until events are gathered, and for a moment more; without events for a few seconds.
@@ -209,7 +218,9 @@ impl EventPublisher {
             if let Err(error) = self.publish(backend, clock.now(), &mut published, &batch).await {
                 tracing::debug!(%error, count, "events were not published");
                 // Readers see the number of the batch that is missing; the next batch tells how many events it had.
-                self.waiting().dropped += count;
+                let mut waiting = self.waiting();
+                waiting.dropped += count;
+                waiting.dropped_since_asked += batch.events.len() as u64;
                 return;
             }
         }

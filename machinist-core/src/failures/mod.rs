@@ -1,10 +1,15 @@
 //! Failures by cause: failed tasks of one name and kind whose errors are alike are a group.
 //!
-//! Groups are computed from the list of ended tasks when they are asked for. Nothing is stored about them.
+//! Groups are computed from the list of ended tasks when they are asked for. Nothing is stored about them, except which ones
+//! people have silenced.
 
 mod mask;
+mod silence;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use sha2::{Digest, Sha256};
 
@@ -13,7 +18,9 @@ use crate::{
     client::Client,
     clock::Timestamp,
     ended::{EndedRow, EndedScan},
+    error::ResultError,
     id::TaskId,
+    record::Record,
 };
 
 /// Maximum number of groups. The failures of others are only counted.
@@ -25,6 +32,11 @@ const FINGERPRINT_CHARS: usize = 12;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Maximum number of versions that a group names.
+const MAX_VERSIONS: usize = 20;
+/// Number of records that are read at once.
+const READ_AT_ONCE: usize = 500;
 
 /// Failed tasks of one name and kind whose errors are alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,12 +56,28 @@ pub struct FailureGroup {
     pub last_hour: u64,
     /// Number of failures in the last 24 hours.
     pub last_day: u64,
+    /// Number of failures in the last seven days.
+    pub last_week: u64,
     /// Time of the first.
     pub first_seen: Timestamp,
     /// Time of the last.
     pub last_seen: Timestamp,
     /// Task that failed last.
     pub example: TaskId,
+    /// Versions of machinist in whose workers they failed, 20 at most.
+    pub versions: BTreeSet<String>,
+    /// Time until which people want the group left out of lists.
+    pub silenced_until: Option<Timestamp>,
+}
+
+/// Failed tasks of one group.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct FailedTasks {
+    /// Tasks, the one that failed last first. Of a task whose record has expired, what was listed at its end.
+    pub records: Vec<Record>,
+    /// `true` if these are all that are listed.
+    pub is_complete: bool,
 }
 
 /// Failures by cause, and how far the look at them went.
@@ -90,23 +118,104 @@ impl Client {
             }
         }
         let Grouping { groups, other } = grouping;
+        let silenced = silence::silenced(backend, now).await?;
         let mut groups: Vec<FailureGroup> = groups.into_values().collect();
+        for group in &mut groups {
+            group.silenced_until = silenced.get(&group.fingerprint).copied();
+        }
         groups.sort_by(|a, b| (b.last_seen, &b.fingerprint).cmp(&(a.last_seen, &a.fingerprint)));
         let (looked_at, listed, cut) = (scan.looked_at, scan.listed, scan.cut());
         Ok(FailureGroups { groups, other, looked_at, listed, cut })
     }
+
+    /// Returns the failed tasks of a group, `limit` at most, with their records; `None` if no listed failure belongs to it.
+    ///
+    /// # Errors
+    /// [`ResultError::Backend`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn failed_tasks(
+        &self,
+        fingerprint: &str,
+        since: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Option<FailedTasks>, ResultError> {
+        let (backend, now) = (self.app.backend().as_ref(), self.app.clock().now());
+        let mut scan = EndedScan::begin(backend, Some(true), since, None, now).await?;
+        let mut rows: Vec<EndedRow> = Vec::new();
+        let mut is_complete = true;
+        while let Some(part) = scan.next(backend).await? {
+            let fits = |row: &EndedRow| since.is_none_or(|since| row.at >= since);
+            let of_group = |row: &EndedRow| fits(row) && fingerprint_of(&key_of(row)) == fingerprint;
+            rows.extend(part.rows.into_iter().filter(of_group));
+            if rows.len() > limit || scan.looked_at >= MAX_ROWS {
+                is_complete = false;
+                break;
+            }
+        }
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        rows.sort_by(|a, b| (b.at, &b.id).cmp(&(a.at, &a.id)));
+        // A task whose end was recorded twice is listed twice.
+        let mut known = BTreeSet::new();
+        rows.retain(|row| known.insert(row.id.clone()));
+        rows.truncate(limit);
+        let mut records = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(READ_AT_ONCE) {
+            records.extend(self.with_records(rows.iter().map(EndedRow::record).collect()).await?);
+        }
+        Ok(Some(FailedTasks { records, is_complete }))
+    }
+
+    /// Silences a group for a time, 30 days at most; no time ends its silence. Returns the end of the silence; `None` if no
+    /// listed failure belongs to the group. Its failures are counted all the same.
+    ///
+    /// # Errors
+    /// [`ResultError::Backend`].
+    ///
+    /// # Cancel safety
+    /// The group is silenced or not.
+    pub async fn silence_failures(
+        &self,
+        fingerprint: &str,
+        duration: Duration,
+    ) -> Result<Option<Timestamp>, ResultError> {
+        if self.failed_tasks(fingerprint, None, 1).await?.is_none() {
+            return Ok(None);
+        }
+        let now = self.app.clock().now();
+        let until = now.plus(duration.min(silence::MAX_SILENCE));
+        silence::silence(self.app.backend().as_ref(), now, fingerprint, until).await?;
+        Ok(Some(until))
+    }
+}
+
+/// Name, kind and masked error of a group.
+type GroupKey = (String, String, String);
+
+fn key_of(row: &EndedRow) -> GroupKey {
+    (row.name.clone(), row.kind.clone().unwrap_or_default(), mask::masked(row.error_message()))
+}
+
+fn fingerprint_of((task, kind, error): &GroupKey) -> String {
+    let digest = Sha256::digest(format!("{task}\0{kind}\0{error}"));
+    let mut fingerprint: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    fingerprint.truncate(FINGERPRINT_CHARS);
+    fingerprint
 }
 
 /// Groups while rows are read.
 #[derive(Debug, Default)]
 struct Grouping {
-    groups: BTreeMap<(String, String, String), FailureGroup>,
+    groups: BTreeMap<GroupKey, FailureGroup>,
     other: u64,
 }
 
 impl Grouping {
     fn add(&mut self, row: &EndedRow, now: Timestamp) {
-        let key = (row.name.clone(), row.kind.clone().unwrap_or_default(), mask::masked(row.error_message()));
+        let key = key_of(row);
         let is_full = self.groups.len() >= MAX_GROUPS;
         let group = match self.groups.get_mut(&key) {
             Some(group) => group,
@@ -120,6 +229,12 @@ impl Grouping {
         let age = now.since(row.at);
         group.last_hour += u64::from(age <= HOUR);
         group.last_day += u64::from(age <= DAY);
+        group.last_week += u64::from(age <= WEEK);
+        if let Some(version) = &row.version
+            && group.versions.len() < MAX_VERSIONS
+        {
+            group.versions.insert(version.clone());
+        }
         group.first_seen = group.first_seen.min(row.at);
         if row.at >= group.last_seen {
             (group.last_seen, group.example) = (row.at, row.id.clone());
@@ -127,21 +242,22 @@ impl Grouping {
     }
 }
 
-fn new_group((task, kind, error): &(String, String, String), row: &EndedRow) -> FailureGroup {
-    let digest = Sha256::digest(format!("{task}\0{kind}\0{error}"));
-    let mut fingerprint: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    fingerprint.truncate(FINGERPRINT_CHARS);
+fn new_group(key: &GroupKey, row: &EndedRow) -> FailureGroup {
+    let (task, kind, error) = key;
     FailureGroup {
-        fingerprint,
+        fingerprint: fingerprint_of(key),
         task: task.clone(),
         kind: kind.clone(),
         error: error.clone(),
         count: 0,
         last_hour: 0,
         last_day: 0,
+        last_week: 0,
         first_seen: row.at,
         last_seen: row.at,
         example: row.id.clone(),
+        versions: BTreeSet::new(),
+        silenced_until: None,
     }
 }
 
@@ -151,8 +267,7 @@ mod tests {
 
     fn row(at: i64, name: &str, error: &str) -> EndedRow {
         let (id, error) = (format!("t-{at}"), [error]);
-        let row =
-            serde_json::json!({ "t": at, "i": id, "n": name, "q": "q", "a": 1, "k": "error", "e": error });
+        let row = serde_json::json!({ "t": at, "i": id, "n": name, "q": "q", "a": 1, "k": "error", "e": error, "v": "1.0" });
         serde_json::from_value(row).unwrap()
     }
 
@@ -169,6 +284,7 @@ mod tests {
         assert_eq!(grouping.groups.len(), 3);
         let group = grouping.groups.values().find(|group| group.count == 2).unwrap();
         assert_eq!((group.error.as_str(), group.last_hour, group.last_day), ("code #", 1, 1));
+        assert_eq!((group.last_week, group.versions.iter().next().map(String::as_str)), (2, Some("1.0")));
         assert_eq!((group.first_seen.as_micros(), group.example.as_str()), (5, &*format!("t-{late}")));
         assert_eq!(group.fingerprint.len(), FINGERPRINT_CHARS);
         for n in 0..2000_u32 {

@@ -166,7 +166,7 @@ impl Client {
     }
 
     /// Returns these tasks with what their records say; a task without a record stays as it is.
-    async fn with_records(&self, tasks: Vec<Record>) -> Result<Vec<Record>, ResultError> {
+    pub(crate) async fn with_records(&self, tasks: Vec<Record>) -> Result<Vec<Record>, ResultError> {
         let ids: Vec<RecordId> = tasks.iter().map(|task| RecordId::from(&task.id)).collect();
         let facts = if ids.is_empty() { Vec::new() } else { self.app.backend().read_each(&ids).await? };
         let mut records = Vec::with_capacity(tasks.len());

@@ -202,6 +202,11 @@ impl Health {
     pub fn running(&self) -> usize {
         self.worker.sessions.running()
     }
+
+    /// Time since the session was last renewed.
+    pub fn session_age(&self) -> Duration {
+        self.worker.sessions.age()
+    }
 }
 
 impl fmt::Debug for Health {

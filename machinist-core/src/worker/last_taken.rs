@@ -23,7 +23,7 @@ struct LatestInstant {
 
 impl Observer for LastTaken {
     fn observe(&self, event: &Event<'_>) {
-        let EventKind::Received { task, generation: 0, broker_wait } = event.kind else { return };
+        let EventKind::Received { task, generation: 0, broker_wait, .. } = event.kind else { return };
         let at = event.at().minus(broker_wait);
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match taken.get_mut(task.queue) {

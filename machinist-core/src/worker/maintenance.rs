@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{WorkerContext, measurement, overdue};
+use super::{WorkerContext, measurement, overdue, recording};
 use crate::{
     backend::{BackendError, Index, IndexUpdate},
     broker::{Consumer, SideQueue},
@@ -37,6 +37,7 @@ pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
             broker(&worker),
             overdue::publish_forever(&worker),
             measurement::measure_forever(&worker),
+            recording::record_forever(&worker),
             worker.refused.keep_adding(&worker.app)
         );
     };

@@ -1,76 +1,60 @@
-//! Measurement of the queues: one worker at a time looks at all of them, and emits what it finds.
+//! Measurement of the queues: one worker at a time looks at all of them, emits what it finds, and adds it to the history.
 //!
 //! Brokers do not tell how old the oldest message of a queue is. It follows from two instants, which are facts of a record of
 //! the queue: the time from which the message could have run that workers took last (`taken`), and the last time at which the
 //! queue was seen to be empty, written when it is no longer empty (`empty`). What waits now is not older than either. So the
 //! age of a queue from which nothing is taken grows, and no message is touched to know it.
 //!
-//! Only workers with an observer that asks for it take part.
+//! The turn for observers and that for the history are apart: the worker that measures for the history need not have an
+//! observer that shows the numbers. A worker with both has both turns where it can, and measures once.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use super::WorkerContext;
 use crate::{
-    backend::{BackendError, Commit, Committed, Expiry, Index},
+    backend::{BackendError, Commit, Committed, Index},
+    broker::{BrokerError, HeldCounts},
     clock::Timestamp,
     error::BoxError,
     event::EventKind,
-    fleet::WorkerFilter,
-    id::{QueueName, RecordId, RecordKind, RunId},
-    record::{Facts, PresenceState, json, keep_turn, take_turn},
+    fleet::{WorkerFilter, WorkerInfo},
+    history::{QueueGauges, fold_due, put_gauges},
+    id::{QueueName, RecordId, RunId},
+    queue_age::{EMPTY, TAKEN, age_record, oldest_age, put_instant},
+    record::{Facts, PresenceState, keep_turn, take_turn},
 };
 
 /// Interval between two measurements.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Time for which a worker has the right to measure. Observers show a measurement for a shorter time.
 const MEASURE_TURN: Duration = Duration::from_secs(25);
+/// Number of measurements for which counts hold that cost the broker more.
+const HELD_HOLDS_FOR: u32 = 6;
 /// Maximum time of a measurement.
 const LIMIT: Duration = Duration::from_secs(4);
 /// Maximum number of queues that are measured.
 const MAX_QUEUES: usize = 1000;
-/// Time for which the record of a queue is kept.
-const AGE_TTL: Duration = Duration::from_secs(24 * 3600);
-
-const WORK: &str = "measure";
-const TAKEN: &str = "taken";
-const EMPTY: &str = "empty";
-
-/// Returns the time for which the oldest ready message waits at most; `None` if nothing is known about the queue.
-fn oldest_age(
-    ready: u64,
-    taken: Option<Timestamp>,
-    empty: Option<Timestamp>,
-    now: Timestamp,
-) -> Option<Duration> {
-    if ready == 0 {
-        return Some(Duration::ZERO);
-    }
-    taken.max(empty).map(|since| now.since(since))
-}
-
-fn age_record(queue: &QueueName) -> RecordId {
-    RecordId::new(RecordKind::Control, &format!("queue-age {queue}"))
-}
-
-/// Creates the commit that replaces an instant of a queue. A smaller one of another worker may replace it for a few seconds.
-fn put_instant(queue: &QueueName, name: &'static str, at: Timestamp) -> Commit {
-    let mut commit = Commit::new(age_record(queue));
-    commit.drop = vec![name.into()];
-    commit.facts = vec![(name.into(), json(&at))];
-    commit.expiry = Expiry::After(AGE_TTL);
-    commit
-}
-
-/// Measures for as long as an observer asks for it.
+/// Turn of those who show measurements to observers.
+const FOR_OBSERVERS: &str = "measure";
+/// Turn of those who keep the history.
+const FOR_HISTORY: &str = "history";
+/// Measures for as long as an observer asks for it, or the history is kept.
 pub(super) async fn measure_forever(worker: &WorkerContext) {
-    if !worker.app.0.observers.measure_queues() {
+    let (observers, history) = (worker.app.0.observers.measure_queues(), worker.app.0.history.is_on());
+    if !observers && !history {
         return;
     }
     let mut measurer = Measurer {
         worker,
         holder: format!("{} {}", worker.name, RunId::fresh()),
-        has_turn: false,
+        observers: observers.then(|| Turn::new(FOR_OBSERVERS)),
+        history: history.then(|| Turn::new(FOR_HISTORY)),
         seen_empty: HashMap::new(),
+        held: HashMap::new(),
+        until_held: 0,
     };
     loop {
         match tokio::time::timeout(LIMIT, measurer.step()).await {
@@ -82,14 +66,40 @@ pub(super) async fn measure_forever(worker: &WorkerContext) {
     }
 }
 
+/// Right to measure, which one worker has at a time.
+#[derive(Debug)]
+struct Turn {
+    work: &'static str,
+    is_ours: bool,
+}
+
+impl Turn {
+    const fn new(work: &'static str) -> Self {
+        Self { work, is_ours: false }
+    }
+
+    /// Takes or keeps the turn. Returns `true` if it is ours.
+    async fn is_ours(&mut self, worker: &WorkerContext, holder: &str) -> Result<bool, BackendError> {
+        let turn = if self.is_ours { keep_turn } else { take_turn };
+        let answer = worker.app.client().commit(turn(self.work, holder, MEASURE_TURN)).await?;
+        self.is_ours = matches!(answer, Committed::Done { .. });
+        Ok(self.is_ours)
+    }
+}
+
 /// A worker that measures when it is its turn.
 struct Measurer<'w> {
     worker: &'w WorkerContext,
     /// Name of the worker with a random part: two processes of one name have different turns.
     holder: String,
-    has_turn: bool,
+    observers: Option<Turn>,
+    history: Option<Turn>,
     /// Last time at which each queue was seen to be empty, while it was.
     seen_empty: HashMap<QueueName, Timestamp>,
+    /// Messages that nobody can take, as they were last counted.
+    held: HashMap<QueueName, HeldCounts>,
+    /// Number of measurements until they are counted again.
+    until_held: u32,
 }
 
 impl Measurer<'_> {
@@ -97,14 +107,46 @@ impl Measurer<'_> {
     async fn step(&mut self) -> Result<(), BoxError> {
         let taken = self.worker.events.last_taken.unstored();
         self.commit(taken.iter().map(|(queue, at)| put_instant(queue, TAKEN, *at)).collect()).await?;
-        let turn = if self.has_turn { keep_turn } else { take_turn };
-        let commit = turn(WORK, &self.holder, MEASURE_TURN);
-        let answer = self.worker.app.client().commit(commit).await?;
-        self.has_turn = matches!(answer, Committed::Done { .. });
-        if self.has_turn { self.measure().await } else { Ok(()) }
+        let (mut for_observers, mut for_history) = (false, false);
+        if let Some(turn) = &mut self.observers {
+            for_observers = turn.is_ours(self.worker, &self.holder).await?;
+        }
+        if let Some(turn) = &mut self.history {
+            for_history = turn.is_ours(self.worker, &self.holder).await?;
+        }
+        if for_observers || for_history {
+            let gauges = self.measure(for_observers).await?;
+            if for_history {
+                self.keep(gauges).await?;
+            }
+        }
+        Ok(())
     }
 
-    async fn measure(&mut self) -> Result<(), BoxError> {
+    /// Adds a measurement to the history, and merges the buckets whose time has come.
+    async fn keep(&self, gauges: BTreeMap<String, QueueGauges>) -> Result<(), BackendError> {
+        let (backend, now) = (self.worker.app.backend(), self.worker.now());
+        if !gauges.is_empty() {
+            for answer in backend.commit(vec![put_gauges(now, gauges)]).await {
+                let (Committed::Done { .. } | Committed::Refused(_)) = answer?;
+            }
+        }
+        fold_due(backend.as_ref(), now).await
+    }
+
+    /// Counts the messages that nobody can take, once in a while.
+    async fn count_held(&mut self, names: &[QueueName]) -> Result<(), BrokerError> {
+        if self.until_held == 0 {
+            let counts = self.worker.app.broker().held(names).await?;
+            self.held = names.iter().cloned().zip(counts).collect();
+            self.until_held = HELD_HOLDS_FOR;
+        }
+        self.until_held -= 1;
+        Ok(())
+    }
+
+    /// Looks at all queues. Emits what it finds, if that is asked for.
+    async fn measure(&mut self, emit: bool) -> Result<BTreeMap<String, QueueGauges>, BoxError> {
         let app = &self.worker.app;
         let listed = app.backend().list(&Index::Queues, None, MAX_QUEUES).await?;
         let names: Vec<QueueName> =
@@ -113,27 +155,39 @@ impl Measurer<'_> {
         let records: Vec<RecordId> = names.iter().map(age_record).collect();
         let ages = app.backend().read_each(&records).await?;
         let workers = app.client().workers(&WorkerFilter::new()).await?;
+        if emit {
+            self.count_held(&names).await?;
+        }
         let now = self.worker.now();
-        let mut changes = Vec::new();
+        let (mut changes, mut gauges) = (Vec::new(), BTreeMap::new());
         for (depth, facts) in depths.iter().zip(ages) {
             // One that does not exist has no messages, and no series.
             let Some(ready) = depth.ready else { continue };
             let queue = &depth.queue;
             let oldest_age = self.age(queue, ready, &facts.unwrap_or_default(), now, &mut changes);
-            let takes = workers
-                .iter()
-                .filter(|worker| worker.state == PresenceState::Awake && worker.takes_from(queue));
-            self.worker.emit(EventKind::QueueMeasured {
-                queue,
-                ready,
-                dead: depth.dead.unwrap_or(0),
-                consumers: takes.count() as u64,
-                oldest_age,
-            });
+            let takes =
+                |worker: &&WorkerInfo| worker.state == PresenceState::Awake && worker.takes_from(queue);
+            let takers: Vec<&WorkerInfo> = workers.iter().filter(takes).collect();
+            let (dead, consumers) = (depth.dead.unwrap_or(0), takers.len() as u64);
+            if emit {
+                let HeldCounts { delayed, unacked } = self.held.get(queue).copied().unwrap_or_default();
+                self.worker.emit(EventKind::QueueMeasured {
+                    queue,
+                    ready,
+                    dead,
+                    consumers,
+                    oldest_age,
+                    delayed,
+                    unacked,
+                });
+            }
+            let sum = |of: fn(&WorkerInfo) -> u32| takers.iter().map(|worker| u64::from(of(worker))).sum();
+            let slots = [sum(|worker| worker.running), sum(|worker| worker.concurrency)];
+            gauges.insert(queue.to_string(), QueueGauges::new([ready, dead, consumers], oldest_age, slots));
         }
         self.seen_empty.retain(|queue, _| names.contains(queue));
         self.commit(changes).await?;
-        Ok(())
+        Ok(gauges)
     }
 
     /// Returns the age of the oldest message, and what has to be stored so that another worker goes on from here.
@@ -168,24 +222,5 @@ impl Measurer<'_> {
         }
         let batch = changes.into_iter().map(Into::into).collect();
         self.worker.app.backend().commit(batch).await.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_oldest_message_is_not_older_than_what_is_known() {
-        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
-        let age = |ready, taken: Option<i64>, empty: Option<i64>| {
-            oldest_age(ready, taken.map(at), empty.map(at), at(100)).map(|age| age.as_secs())
-        };
-        assert_eq!(age(0, Some(10), Some(20)), Some(0));
-        assert_eq!(age(1, Some(70), Some(20)), Some(30));
-        assert_eq!(age(1, Some(10), Some(20)), Some(80));
-        assert_eq!(age(1, None, Some(99)), Some(1));
-        assert_eq!(age(1, Some(200), None), Some(0), "a clock that has moved back");
-        assert_eq!(age(1, None, None), None);
     }
 }

@@ -24,7 +24,8 @@
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
 //! | `wake_up` | wake-ups for a record that the worker also looks at in intervals |
 //! | `maintenance`, `overdue` | undelivered messages, unlisted dead letters, delayed tasks that the broker has lost |
-//! | `measurement`, `last_taken` | depth and age of the queues, for observers |
+//! | `measurement`, `last_taken` | depth and age of the queues, for observers and for the history |
+//! | `recording` | writes of the history |
 //! | `periodic` | the ticks of periodic tasks |
 //! | `fleet`, `roles` | leaders and shards: roles that workers share |
 //! | `progress` | the progress that handlers report |
@@ -80,6 +81,7 @@ mod presence;
 mod processor;
 mod progress;
 mod queue_consumers;
+mod recording;
 mod recycling;
 mod refusal;
 mod reload;

@@ -489,6 +489,13 @@ impl Sessions {
         seen.map_or(state.valid_until, |seen| seen.max(state.valid_until))
     }
 
+    /// Time since the session was last renewed.
+    pub(super) fn age(&self) -> Duration {
+        let left = self.state().valid_until.saturating_duration_since(Instant::now());
+        let late = Instant::now().saturating_duration_since(self.state().valid_until);
+        self.lease.duration().saturating_sub(left) + late
+    }
+
     /// Cancels all runs, because this worker is cut off.
     pub(super) fn cut_off_all(&self) {
         let running: Vec<_> = {

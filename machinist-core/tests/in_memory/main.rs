@@ -16,6 +16,7 @@ mod event_stream;
 mod events;
 mod fleet;
 mod flow;
+mod history;
 mod limits;
 mod look_ahead;
 mod orders;

@@ -56,6 +56,7 @@ impl Settings {
         rows.extend(self.tls.cert_file.iter().map(|file| table::TLS_CERT_FILE.entry(file)));
         rows.extend(self.tls.key_file.iter().map(|file| table::TLS_KEY_FILE.entry(file)));
         rows.extend(self.worker.entries());
+        rows.extend(self.trace_link.iter().map(|link| table::TRACE_LINK.entry(link)));
         rows.extend(self.sizes.entries());
         rows.extend(self.tasks.iter().flat_map(|(name, task)| task.entries(name)));
         rows.extend(self.periodic.iter().map(|(name, periodic)| {

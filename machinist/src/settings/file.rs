@@ -19,7 +19,7 @@ use machinist_core::{
 use toml::de::DeTable;
 
 use super::{
-    Setting, SettingInfo, SettingOrigin, SettingsError, TaskSettings, Topology,
+    Setting, SettingInfo, SettingOrigin, SettingsError, TaskSettings, Topology, TraceLink,
     app_section::AppSection,
     limits, periodic,
     section::{OLD_SIZES, Section, TomlText},
@@ -49,6 +49,7 @@ pub(super) struct FileSettings {
     pub(super) events: Option<Setting<PublishedEvents>>,
     pub(super) tls: FileTls,
     pub(super) worker: FileWorker,
+    pub(super) trace_link: Option<Setting<TraceLink>>,
     pub(super) sizes: FileSizes,
     /// Place of the section `[limits]`, the old name of `[sizes]`.
     pub(super) old_sizes: Option<SettingOrigin>,
@@ -99,6 +100,7 @@ pub(super) struct FileSizes {
 
 const TLS: &str = "tls";
 const WORKER: &str = "worker";
+const LINKS: &str = "links";
 const SIZES: &str = "sizes";
 /// Keys of a key, under `[[keys]]`.
 const KEY_KEYS: [&str; 12] = [
@@ -138,6 +140,7 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
         events: top.setting(&table::EVENTS)?,
         tls: read_tls(&top)?,
         worker: read_worker(&top)?,
+        trace_link: read_links(&top)?,
         old_sizes: old_sizes.as_ref().map(Section::origin),
         sizes: read_sizes(&top, old_sizes)?,
         keys: read_keys(&top)?,
@@ -174,6 +177,11 @@ fn read_tls(top: &Section<'_>) -> Result<FileTls, SettingsError> {
         cert_file: tls.setting(&table::TLS_CERT_FILE)?,
         key_file: tls.setting(&table::TLS_KEY_FILE)?,
     })
+}
+
+fn read_links(top: &Section<'_>) -> Result<Option<Setting<TraceLink>>, SettingsError> {
+    let links = top.section(LINKS, &table::keys_of_section(LINKS))?;
+    links.map_or(Ok(None), |links| links.setting(&table::TRACE_LINK))
 }
 
 fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {

@@ -37,6 +37,7 @@
 //! | `worker.max_tasks` |  | `MACHINIST_MAX_TASKS` | none | Number of ended tasks after which the worker ends with `restart_exit_code`, to be started again |
 //! | `worker.max_memory` |  | `MACHINIST_MAX_MEMORY` | none | Memory of the process, like 512MiB, at which the worker ends with `restart_exit_code`, to be started again |
 //! | `worker.metrics_token_file` |  | `MACHINIST_METRICS_TOKEN_FILE` | none | File with the bearer token that `/metrics` requires; without it everybody who reaches the address may read |
+//! | `links.trace` |  | `MACHINIST_TRACE_LINK` | none | Link to the trace of a task that status prints, like https://traces.example/trace/{trace_id}; also {id}, {task} and {queue} |
 //! | `sizes.body` |  |  | `1MiB` | Maximum size of a message's body |
 //! | `sizes.headers` |  |  | `16KiB` | Maximum size of a message's headers |
 //! | `sizes.args` |  |  | `1024` | Maximum number of arguments |
@@ -64,6 +65,7 @@ mod section;
 mod table;
 mod tasks;
 mod text;
+mod trace_link;
 mod unsigned;
 mod url_file;
 mod value;
@@ -92,6 +94,7 @@ pub use limits::{DEBOUNCE_MAX_WAITS, parse_on_conflict, parse_unique_until};
 pub use machinery::{MachineryConfig, MachineryGap};
 pub use table::{SettingDefault, SettingInfo, setting_infos, setting_of_flag};
 pub use text::{parse_backoff, parse_duration, show_duration};
+pub use trace_link::{TraceLink, TracedTask};
 pub use unsigned::{ProfileName, UnsignedQueue};
 
 /// Name of the file that is read if no other is named.
@@ -173,6 +176,8 @@ pub struct Settings {
     pub topology: Setting<Topology>,
     /// Events that this process publishes for readers in other processes.
     pub events: Setting<PublishedEvents>,
+    /// Link to the trace of a task, for people.
+    pub trace_link: Option<Setting<TraceLink>>,
     /// Certificates for `amqps://` and `rediss://`.
     pub tls: TlsSettings,
     /// Settings of a worker.

@@ -105,6 +105,7 @@ impl Settings {
             )?,
             topology: layers.required(&table::TOPOLOGY, None, file.topology)?,
             events: layers.required(&table::EVENTS, None, file.events)?,
+            trace_link: layers.optional(&table::TRACE_LINK, None, file.trace_link)?,
             tls: TlsSettings {
                 ca_file: layers.optional(&table::TLS_CA_FILE, flags.tls_ca_file, file.tls.ca_file)?,
                 cert_file: layers.optional(&table::TLS_CERT_FILE, flags.tls_cert_file, file.tls.cert_file)?,

@@ -11,7 +11,7 @@ use std::{
 use machinist_core::{QueuePattern, event_stream::PublishedEvents, sign::shown_path, worker::Tag};
 use toml::de::DeValue;
 
-use super::{Topology, parse_duration, show_duration, text, value};
+use super::{Topology, TraceLink, parse_duration, show_duration, text, value};
 
 /// Description of one setting, for documentation and help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +101,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     keys
 }
 
-static TABLE: [&SettingInfo; 37] = [
+static TABLE: [&SettingInfo; 38] = [
     &BROKER,
     &BROKER_FILE.info,
     &BACKEND,
@@ -132,6 +132,7 @@ static TABLE: [&SettingInfo; 37] = [
     &MAX_TASKS.info,
     &MAX_MEMORY.info,
     &METRICS_TOKEN_FILE.info,
+    &TRACE_LINK.info,
     &BODY_SIZE.info,
     &HEADERS_SIZE.info,
     &ARGUMENT_COUNT.info,
@@ -434,6 +435,20 @@ pub(super) static METRICS_TOKEN_FILE: Definition<PathBuf> = path(SettingInfo {
     default: SettingDefault::Nothing,
     meaning: "File with the bearer token that `/metrics` requires; without it everybody who reaches the address may read",
 });
+
+pub(super) static TRACE_LINK: Definition<TraceLink> = Definition {
+    info: SettingInfo {
+        name: "links.trace",
+        flag: None,
+        variable: Some("MACHINIST_TRACE_LINK"),
+        default: SettingDefault::Nothing,
+        meaning: "Link to the trace of a task that status prints, like https://traces.example/trace/{trace_id}; also {id}, {task} \
+                  and {queue}",
+    },
+    parse: TraceLink::parse,
+    read: |value, _| TraceLink::parse(value::string(value, "a link")?),
+    show: TraceLink::to_string,
+};
 
 pub(super) static GRACE: Definition<Duration> = duration(SettingInfo {
     name: "worker.grace",

@@ -14,7 +14,7 @@ use crate::{
     record::{Claim, RunOutcome, continued_by, decide},
     retry::RetryPolicy,
     task_log::{LogRun, RunLog},
-    trace::TraceContext,
+    trace::{TraceContext, trace_id_of},
     wire::{Body, Envelope},
     worker::{
         outcome::EndedRun,
@@ -262,6 +262,7 @@ impl TaskProcessor {
             task = %envelope.name,
             queue = %envelope.queue,
             attempt = claim.attempt,
+            trace_id = envelope.traceparent.as_deref().and_then(trace_id_of),
             otel.name = %format_args!("process {}", envelope.name),
             otel.kind = "consumer",
             messaging.system = "machinist",

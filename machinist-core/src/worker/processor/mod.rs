@@ -186,6 +186,8 @@ impl TaskProcessor {
     /// Takes an accepted delivery to its settlement.
     async fn work(&self, active: &mut ActiveDelivery, pauses: u64) -> Settlement {
         let received_at = self.worker.now();
+        let mut prefetched = self.worker.events.stopwatch();
+        let mut prefetch_wait = None;
         self.emit_received(&active.envelope, received_at);
         if let Some(settlement) = self.worker.check_time(&active.envelope).await {
             return settlement;
@@ -231,6 +233,7 @@ impl TaskProcessor {
                 return settlement;
             }
             let mut stopwatch = self.worker.events.stopwatch();
+            let prefetch_wait = *prefetch_wait.get_or_insert_with(|| prefetched.lap());
             let slot = if alone {
                 Box::pin(self.all_slots(&active.envelope, pauses)).await
             } else {
@@ -288,6 +291,7 @@ impl TaskProcessor {
                     self.worker.emit(EventKind::Started {
                         task: EventTask::of(&active.envelope),
                         start: claim.start,
+                        prefetch_wait,
                         slot_wait,
                         start_wait: stopwatch.lap(),
                     });
@@ -325,7 +329,8 @@ impl TaskProcessor {
     fn emit_received(&self, envelope: &Envelope, at: Timestamp) {
         let due = envelope.eta.map_or(envelope.issued, |eta| eta.max(envelope.issued));
         let (task, generation) = (EventTask::of(envelope), envelope.generation);
-        self.worker.emit(EventKind::Received { task, generation, broker_wait: at.since(due) });
+        let (broker_wait, delayed) = (at.since(due), envelope.eta.is_some_and(|eta| eta > envelope.issued));
+        self.worker.emit(EventKind::Received { task, generation, broker_wait, delayed });
     }
 }
 
