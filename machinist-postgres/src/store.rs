@@ -61,7 +61,7 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    fn start(
+    pub(crate) fn start(
         connector: Arc<ServerConnector>,
         runtime: StoreRuntime,
         identity: String,
