@@ -467,7 +467,7 @@ mod tests {
     #[test]
     fn what_stays_free_is_taken_by_any_process_and_kept_until_a_live_one_asks() {
         let mut facts = Facts::new();
-        for session in ["a", "b", "a", "c", "a", "b"] {
+        for session in ["a", "b", "a", "b", "c", "a", "b"] {
             settle(&mut facts, session, 6, &[]);
         }
         // `c` has asked, and dies before it takes what the others have handed back.
