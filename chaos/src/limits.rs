@@ -34,8 +34,9 @@ const STARTS_PER_SECOND: u32 = 20;
 const BURST: u32 = 5;
 /// Key under which the tasks with a rate tell the ledger about their runs.
 const RATED_KEY: &str = "rated";
-/// Time by which a start may come before its time: what one worker reserves at once, and the uncertainty of its clock.
-const TOLERANCE_US: i64 = 200_000;
+/// Time by which a start may come too soon after the ones before it, as docs/limits.md states: those may start up to 500 ms after
+/// their time, and a block of 100 ms may be used late.
+const TOLERANCE_US: i64 = 600_000;
 /// Share of the rate that is used while tasks wait. A short run, with as many kills, only shows it.
 const USED: f64 = 0.95;
 /// Time for which no task of a key runs while some wait. The sessions of killed workers expire first, and what is parked looks
@@ -227,6 +228,8 @@ fn earliest_us(starts: &mut [i64]) -> i64 {
 #[derive(Default)]
 struct Runs<'a> {
     keys: BTreeMap<&'a str, OfKey<'a>>,
+    /// Processes that were killed. What they said before may be written down after that.
+    killed: HashSet<&'a str>,
     most: usize,
     violations: Vec<String>,
 }
@@ -253,6 +256,9 @@ impl<'a> Runs<'a> {
     }
 
     fn begin(&mut self, key: &'a str, pid: &'a str, run: &'a str, at: u64) {
+        if self.killed.contains(pid) {
+            return;
+        }
         let of_key = self.keys.entry(key).or_default();
         of_key.running.insert(run, pid);
         of_key.begun.push(at);
@@ -279,7 +285,8 @@ impl<'a> Runs<'a> {
     }
 
     /// What runs in a killed process has not ended: it waits again.
-    fn killed(&mut self, pid: &str, at: u64) {
+    fn killed(&mut self, pid: &'a str, at: u64) {
+        self.killed.insert(pid);
         for of_key in self.keys.values_mut() {
             of_key.running.retain(|_, process| *process != pid);
             of_key.look(at);
@@ -339,6 +346,7 @@ mod tests {
         runs.end("k", "a", 4);
         runs.wait("k", "d", 5);
         runs.killed("7", 10);
+        runs.begin("k", "7", "e", 11);
         runs.begin("k", "8", "b/2", 35);
         assert_eq!((runs.most, runs.violations.len(), runs.longest_idle()), (3, 1, 25));
     }
