@@ -76,7 +76,9 @@ impl Step {
             Self::Package => package::run(workspace, interrupt),
             Self::RabbitMq4 => test::run(workspace, interrupt, Some(Major::Four), &[]),
             Self::Machinery => {
-                let args = ["--test", "machinery", "--", "--ignored", "--nocapture"].map(str::to_owned);
+                let rounds = "env.MACHINIST_MACHINERY_ROUNDS='83'";
+                let args = ["--config", rounds, "--test", "machinery", "a_mixed_fleet", "--", "--nocapture"];
+                let args = args.map(str::to_owned);
                 test::run(workspace, interrupt, None, &args)
             }
             Self::Chaos => {

@@ -1,6 +1,6 @@
 //! Go machinery: its samples, and mixed fleets with a model of its worker and its client.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "these are tests, though not marked as such")]
 
 mod arrows;
 mod client;
