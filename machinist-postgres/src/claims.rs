@@ -208,7 +208,13 @@ impl Claims {
         }
         self.lose_what_is_over();
         let mut outcome = Box::pin(self.try_step()).await;
-        if is_asked && outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Lost) {
+        if is_asked
+            && let Err(error) = &outcome
+            && matches!(error.kind(), ErrorKind::Lost | ErrorKind::Away)
+        {
+            if error.kind() == ErrorKind::Away {
+                tokio::time::sleep(WAITS.0 * 4).await;
+            }
             // That the connection was lost long ago is only seen by using it.
             outcome = Box::pin(self.try_step()).await;
         }

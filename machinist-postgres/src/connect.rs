@@ -57,7 +57,7 @@ impl ServerConnector {
     fn explain(&self, error: &Error) -> PostgresError {
         match self.tls.explain(error) {
             Some(why) => PostgresError::refused(format!("{} {why}", self.target.location)),
-            None if error.to_string().contains("server does not support TLS") => {
+            None if PostgresError::of(error).to_string().contains("does not support TLS") => {
                 PostgresError::refused(format!(
                     "{} does not speak TLS; set ssl = on there, or, on a trusted network, add ?sslmode=disable to the URL",
                     self.target.location

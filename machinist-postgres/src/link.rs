@@ -56,6 +56,11 @@ impl Link {
     ) -> Result<Vec<Row>, PostgresError> {
         match self.query(sql, params).await {
             Err(error) if error.kind() == ErrorKind::Lost => self.query(sql, params).await,
+            // A server that ends, or a network that is cut, often ends a connection that is being opened.
+            Err(error) if error.kind() == ErrorKind::Away => {
+                tokio::time::sleep(2 * SHARED_FAILURE).await;
+                self.query(sql, params).await
+            }
             answer => answer,
         }
     }

@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
-    sys::signal::{Signal, killpg},
+    sys::{
+        signal::{Signal, killpg},
+        wait::{WaitPidFlag, waitpid},
+    },
     unistd::Pid,
 };
 
@@ -87,6 +90,9 @@ impl Process {
             ensure!(Instant::now() < deadline, "process {} does not end", self.pid);
             thread::sleep(Duration::from_millis(10));
         }
+        // A child of this process keeps its pid until it is waited for, and PostgreSQL takes the pid for a server that runs. An
+        // error means that it is no child of this process.
+        let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
         Ok(())
     }
 
