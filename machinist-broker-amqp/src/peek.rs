@@ -50,7 +50,8 @@ impl AmqpBroker {
         }
         let name = topology.queue_name(queue).map_err(refused)?;
         let depth = self.depth(std::slice::from_ref(queue)).await?.pop();
-        if depth.and_then(|depth| depth.ready).unwrap_or(0) == 0 {
+        // A count of 0 says nothing: it lags behind messages that have just come back.
+        if depth.is_none_or(|depth| depth.ready.is_none()) {
             return Ok(Vec::new());
         }
         let live = self.consuming().await?.current_in_time().await?;

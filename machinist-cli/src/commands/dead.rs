@@ -253,7 +253,7 @@ async fn queues(
     if let Some(queue) = &which.queue {
         return Ok(BTreeSet::from([queue.clone()]));
     }
-    super::queues::known(app, settings).await
+    super::queue_list::known(app, settings).await
 }
 
 /// Returns the root of each letter's workflow, if its task belongs to one.

@@ -167,9 +167,8 @@ async fn silence(
     json: bool,
 ) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
-    let until = match app.client().silence_failures(fingerprint, duration).await? {
-        Some(until) => until,
-        None => return Err(unknown(fingerprint)),
+    let Some(until) = app.client().silence_failures(fingerprint, duration).await? else {
+        return Err(unknown(fingerprint));
     };
     if json {
         let silenced_until = (!duration.is_zero()).then(|| until.to_string());

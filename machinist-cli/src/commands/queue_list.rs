@@ -1,4 +1,4 @@
-//! `machinist queues`: all that is known about each queue.
+//! `machinist queues`: all that is known about each queue, and which queues are known.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +8,9 @@ use std::{
 use machinist::{
     App, QueueDetails, QueueName,
     backend::{Index, IndexUpdate},
+    broker::QueueDepth,
     clock::Timestamp,
+    nearest,
     settings::{Settings, show_duration},
 };
 use serde::Serialize;
@@ -196,7 +198,7 @@ fn note_unknown(details: &[QueueDetails]) {
 /// Returns the queues that workers have consumed or senders have named, with the time of the last of that.
 ///
 /// The index of queues is separate from the facts and may lag: the configured queues belong to every list.
-pub(super) async fn listed(app: &App) -> Result<BTreeMap<QueueName, Timestamp>, CliError> {
+async fn listed(app: &App) -> Result<BTreeMap<QueueName, Timestamp>, CliError> {
     let mut listed = BTreeMap::new();
     let mut after = None;
     loop {
@@ -207,6 +209,33 @@ pub(super) async fn listed(app: &App) -> Result<BTreeMap<QueueName, Timestamp>, 
         }
         after = page.into_iter().last();
     }
+}
+
+/// Returns the queues that are listed, and those of the settings.
+pub(super) async fn known(app: &App, settings: &Settings) -> Result<BTreeSet<QueueName>, CliError> {
+    let listed = listed(app).await?.into_keys();
+    Ok(listed.chain(settings.worker.named_queues()).collect())
+}
+
+/// Returns the depth of a queue.
+///
+/// # Errors
+/// The queue does not exist: the nearest name of those that are listed.
+pub(super) async fn existing(
+    app: &App,
+    name: &QueueName,
+    settings: &Settings,
+) -> Result<QueueDepth, CliError> {
+    let depth = app.broker().depth(std::slice::from_ref(name)).await?.pop();
+    if let Some(depth) = depth.filter(|depth| depth.ready.is_some() || depth.dead.is_some()) {
+        return Ok(depth);
+    }
+    let listed = known(app, settings).await?;
+    let remedy = match nearest(name.as_str(), listed.iter().map(QueueName::as_str)) {
+        Some(meant) => format!("did you mean {meant}?"),
+        None => "`machinist queues` lists the known ones".to_owned(),
+    };
+    Err(CliError::new(Code::UnknownId, format!("there is no queue {name}")).remedy(remedy))
 }
 
 /// Returns the listed queues that have not existed for long enough to be forgotten.

@@ -2,7 +2,7 @@
 
 use machinist::{PeekError, QueueName, QueuePeek, record::Record, settings::Settings};
 
-use super::{connect_reader, queues::existing, verifies};
+use super::{connect_reader, queue_list::existing, verifies};
 use crate::{
     exit::{CliError, Code},
     output,

@@ -1,19 +1,12 @@
 //! `machinist queues NAME`: purges and deletes queues. The list is in `queue_list`.
 
-use std::collections::BTreeSet;
-
 use indicatif::ProgressBar;
-use machinist::{
-    App, PurgeMode, PurgeReport, QueueName, WorkerFilter,
-    broker::{QueueDeletion, QueueDepth},
-    nearest,
-    settings::Settings,
-};
+use machinist::{PurgeMode, PurgeReport, QueueName, WorkerFilter, broker::QueueDeletion, settings::Settings};
 use serde::Serialize;
 
 use super::{
     connect, connect_reader, question,
-    queue_list::{self, forget, listed},
+    queue_list::{self, existing, forget},
     queue_pause, queue_peek,
 };
 use crate::{
@@ -34,27 +27,6 @@ pub(super) async fn run(args: QueuesArgs, settings: &Settings, json: bool) -> Re
         Some(QueuesCommand::Peek { name, limit }) => queue_peek::run(&name, limit, settings, json).await,
         None => queue_list::run(args.declare, args.watch, settings, json).await,
     }
-}
-
-/// Returns the depth of a queue.
-///
-/// # Errors
-/// The queue does not exist: the nearest name of those that are listed.
-pub(super) async fn existing(
-    app: &App,
-    name: &QueueName,
-    settings: &Settings,
-) -> Result<QueueDepth, CliError> {
-    let depth = app.broker().depth(std::slice::from_ref(name)).await?.pop();
-    if let Some(depth) = depth.filter(|depth| depth.ready.is_some() || depth.dead.is_some()) {
-        return Ok(depth);
-    }
-    let listed = known(app, settings).await?;
-    let remedy = match nearest(name.as_str(), listed.iter().map(QueueName::as_str)) {
-        Some(meant) => format!("did you mean {meant}?"),
-        None => "`machinist queues` lists the known ones".to_owned(),
-    };
-    Err(CliError::new(Code::UnknownId, format!("there is no queue {name}")).remedy(remedy))
 }
 
 #[derive(Serialize)]
@@ -154,10 +126,4 @@ async fn delete(name: &QueueName, settings: &Settings, json: bool) -> Result<Cod
     }
     app.broker().close().await;
     Ok(Code::Success)
-}
-
-/// Returns the queues that are listed, and those of the settings.
-pub(super) async fn known(app: &App, settings: &Settings) -> Result<BTreeSet<QueueName>, CliError> {
-    let listed = listed(app).await?.into_keys();
-    Ok(listed.chain(settings.worker.named_queues()).collect())
 }

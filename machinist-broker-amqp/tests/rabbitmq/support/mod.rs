@@ -24,8 +24,8 @@ use machinist_broker_amqp::{AmqpBroker, AmqpOptions, ExistingQueue};
 use machinist_conformance::{BrokerHarness, Proxy, service_url};
 use machinist_core::{
     broker::{
-        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, HeaderValue, Message, Publish,
-        PublishError, QueueDepth, SideQueue,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, HeaderValue, HeldCounts, Message,
+        PeekedMessage, Publish, PublishError, QueueDepth, SideQueue,
     },
     diagnose::{Diagnose, Finding},
     id::QueueName,
@@ -283,6 +283,15 @@ impl Broker for RecordingBroker {
 
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         self.broker.depth(queues).await
+    }
+
+    async fn held(&self, queues: &[QueueName]) -> Result<Vec<HeldCounts>, BrokerError> {
+        self.broker.held(queues).await
+    }
+
+    async fn peek(&self, queue: &QueueName, limit: u16) -> Result<Option<Vec<PeekedMessage>>, BrokerError> {
+        self.remember([queue].into_iter());
+        self.broker.peek(queue, limit).await
     }
 
     async fn prepare(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
