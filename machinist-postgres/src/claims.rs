@@ -82,12 +82,15 @@ pub(crate) struct Claims {
     waiting: ClaimCallers,
 }
 
+/// Somebody who waits for the answer of the server.
+type Caller = oneshot::Sender<Result<(), PostgresError>>;
+
 /// Callers that wait for the end of a step.
 #[derive(Default)]
 struct ClaimCallers {
-    subscribed: Vec<(Arc<Subscription>, oneshot::Sender<Result<(), PostgresError>>)>,
+    subscribed: Vec<(Arc<Subscription>, Caller)>,
     synced: Vec<oneshot::Sender<()>>,
-    checks: Vec<oneshot::Sender<Result<(), PostgresError>>>,
+    checks: Vec<Caller>,
     ends: Vec<oneshot::Sender<()>>,
 }
 

@@ -39,21 +39,13 @@ async fn one(link: &Link, sql: &'static str) -> Result<Row, PostgresError> {
     rows.into_iter().next().ok_or_else(|| PostgresError::lost("the server gave no answer"))
 }
 
-fn explained(error: tokio_postgres::Error) -> PostgresError {
-    PostgresError::of(&error)
-}
-
 async fn server(link: &Link) -> Result<Finding, PostgresError> {
     let row = one(
         link,
         "SELECT current_setting('server_version'), current_setting('server_version_num')::integer, pg_is_in_recovery()",
     )
     .await?;
-    let (version, number, standby): (String, i32, bool) = (
-        row.try_get(0).map_err(explained)?,
-        row.try_get(1).map_err(explained)?,
-        row.try_get(2).map_err(explained)?,
-    );
+    let (version, number, standby): (String, i32, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     Ok(if standby {
         Finding::error(
             "server",
@@ -69,7 +61,7 @@ async fn server(link: &Link) -> Result<Finding, PostgresError> {
 
 async fn schema(link: &Link) -> Result<Finding, PostgresError> {
     let row = one(link, "SELECT version FROM {s}.meta").await?;
-    let version: i32 = row.try_get(0).map_err(explained)?;
+    let version: i32 = row.try_get(0)?;
     Ok(Finding::good("schema", format!("version {version}")))
 }
 
@@ -80,7 +72,7 @@ async fn settings(link: &Link) -> Result<Vec<Finding>, PostgresError> {
          current_setting('autovacuum')",
     )
     .await?;
-    let text = |column: usize| row.try_get::<_, String>(column).map_err(explained);
+    let text = |column: usize| row.try_get::<_, String>(column);
     let (synchronous, fsync, timeout, autovacuum) = (text(0)?, text(1)?, text(2)?, text(3)?);
     let mut findings = vec![if fsync == "off" {
         Finding::error("durability", "fsync is off: a power cut can destroy the database", "set fsync = on")
@@ -117,7 +109,7 @@ async fn connections(link: &Link) -> Result<Finding, PostgresError> {
          WHERE backend_type = 'client backend'",
     )
     .await?;
-    let (used, limit): (i64, i64) = (row.try_get(0).map_err(explained)?, row.try_get(1).map_err(explained)?);
+    let (used, limit): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     let found = format!("{used} of {limit}");
     Ok(if used * 10 > limit * 8 {
         Finding::warning(
@@ -144,8 +136,7 @@ async fn transactions(link: &Link) -> Result<Finding, PostgresError> {
            FROM pg_catalog.pg_prepared_xacts) AS t",
     )
     .await?;
-    let (age, who): (Option<f64>, Option<String>) =
-        (row.try_get(0).map_err(explained)?, row.try_get(1).map_err(explained)?);
+    let (age, who): (Option<f64>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
     Ok(match (age, who) {
         (Some(age), Some(who)) if age >= OLD_TRANSACTION_SECONDS => Finding::warning(
             "oldest transaction",
@@ -165,7 +156,7 @@ async fn dead_rows(link: &Link) -> Result<Finding, PostgresError> {
          WHERE relid IN ('{s}.messages'::regclass, '{s}.records'::regclass)",
     )
     .await?;
-    let dead: i64 = row.try_get(0).map_err(explained)?;
+    let dead: i64 = row.try_get(0)?;
     Ok(if dead > MANY_DEAD_ROWS {
         Finding::warning(
             "dead rows",
@@ -185,11 +176,7 @@ async fn contents(link: &Link) -> Result<Finding, PostgresError> {
          (SELECT count(*) FROM {s}.holders WHERE expires > clock_timestamp())",
     )
     .await?;
-    let (messages, records, holders): (i64, i64, i64) = (
-        row.try_get(0).map_err(explained)?,
-        row.try_get(1).map_err(explained)?,
-        row.try_get(2).map_err(explained)?,
-    );
+    let (messages, records, holders): (i64, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     Ok(Finding::good(
         "contents",
         format!("messages {messages} KiB, records {records} KiB, {holders} consuming processes"),

@@ -33,6 +33,12 @@ pub struct PostgresError {
     text: Arc<str>,
 }
 
+impl From<Error> for PostgresError {
+    fn from(error: Error) -> Self {
+        Self::of(&error)
+    }
+}
+
 impl PostgresError {
     pub(crate) fn new(kind: ErrorKind, text: impl Into<Arc<str>>) -> Self {
         Self { kind, text: text.into() }

@@ -85,7 +85,7 @@ impl MessageColumns {
     }
 
     /// Returns the values of [`INSERT`].
-    pub(crate) fn params<'a>(&'a self, bodies: &'a Vec<&'a [u8]>) -> [&'a (dyn ToSql + Sync); 13] {
+    pub(crate) fn params<'a>(&'a self, bodies: &'a (dyn ToSql + Sync)) -> [&'a (dyn ToSql + Sync); 13] {
         [
             &self.queue,
             &self.dead,

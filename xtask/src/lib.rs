@@ -143,6 +143,7 @@ fn run(cli: Cli) -> Result<bool> {
                     Release::provide(rabbitmq, &workspace, &interrupt)?;
                 }
                 Action::Up => {
+                    let services = services.with_postgres();
                     let services = match rabbitmq {
                         None => services,
                         Some(_) => services.with_release(Release::provide(rabbitmq, &workspace, &interrupt)?),

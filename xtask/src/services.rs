@@ -46,6 +46,8 @@ pub struct Services {
     dir: PathBuf,
     release: Release,
     tls: Option<Papers>,
+    /// A PostgreSQL is started too.
+    postgres: bool,
     /// Of the RabbitMQ in its cluster. Those after the first have neither Redis nor PostgreSQL, and no port mapper.
     number: u8,
 }
@@ -69,27 +71,34 @@ pub struct Endpoints {
     pub amqp_url: String,
     /// Of Redis.
     pub redis_url: String,
-    /// Of PostgreSQL.
-    pub postgres_url: String,
+    /// Of PostgreSQL, if one was started.
+    pub postgres_url: Option<String>,
     rabbitmq_version: String,
     redis_version: String,
-    postgres_version: String,
+    postgres_version: Option<String>,
 }
 
 impl Endpoints {
     /// For a shell to evaluate.
     pub(crate) fn exports(&self) -> String {
-        format!(
-            "export MACHINIST_TEST_AMQP_URL='{}'\nexport MACHINIST_TEST_REDIS_URL='{}'\n\
-             export MACHINIST_TEST_POSTGRES_URL='{}'\n",
-            self.amqp_url, self.redis_url, self.postgres_url
-        )
+        let mut exports = format!(
+            "export MACHINIST_TEST_AMQP_URL='{}'\nexport MACHINIST_TEST_REDIS_URL='{}'\n",
+            self.amqp_url, self.redis_url
+        );
+        if let Some(url) = &self.postgres_url {
+            exports.push_str(&format!("export MACHINIST_TEST_POSTGRES_URL='{url}'\n"));
+        }
+        exports
     }
 
     /// One line for a person.
     pub fn summary(&self) -> String {
         let Self { rabbitmq_version, redis_version, postgres_version, .. } = self;
-        format!("RabbitMQ {rabbitmq_version}, Redis {redis_version}, PostgreSQL {postgres_version}")
+        let mut summary = format!("RabbitMQ {rabbitmq_version}, Redis {redis_version}");
+        if let Some(version) = postgres_version {
+            summary.push_str(&format!(", PostgreSQL {version}"));
+        }
+        summary
     }
 }
 
@@ -120,7 +129,13 @@ impl Services {
     pub fn at(dir: &Path) -> Result<Self> {
         // Absolute, because the servers start in directories of their own.
         let dir = std::path::absolute(dir).with_context(|| format!("--dir {} is no path", dir.display()))?;
-        Ok(Self { dir, release: Release::of_environment(), tls: None, number: 1 })
+        Ok(Self { dir, release: Release::of_environment(), tls: None, postgres: false, number: 1 })
+    }
+
+    /// A PostgreSQL belongs to them, from their next start on.
+    #[must_use]
+    pub(crate) fn with_postgres(self) -> Self {
+        Self { postgres: true, ..self }
     }
 
     /// Their RabbitMQ is this one, from its next start on.
@@ -152,7 +167,9 @@ impl Services {
         let began = Instant::now();
         self.claim()?;
         let _lock = self.lock()?;
-        if let Ok(endpoints) = self.endpoints() {
+        if let Ok(endpoints) = self.endpoints()
+            && (endpoints.postgres_url.is_some() || !self.postgres)
+        {
             ensure!(
                 self.release.accepts(&endpoints.rabbitmq_version),
                 "RabbitMQ {} runs in {}: end it first, cargo xtask services down",
@@ -223,13 +240,17 @@ impl Services {
             ensure!(Process::recorded(&pid_file)?.is_some_and(|process| process.is_alive()), remedy());
         }
         let ports = Ports::read(&self.dir).with_context(remedy)?;
+        let has_postgres = self.has_postgres();
         Ok(Endpoints {
             amqp_url: rabbitmq::url(&ports),
             redis_url: redis::url(&ports),
-            postgres_url: postgres::url(&ports),
+            postgres_url: has_postgres.then(|| postgres::url(&ports)),
             rabbitmq_version: rabbitmq::ask(&ports).with_context(remedy)?,
             redis_version: redis::ask(&ports).with_context(remedy)?,
-            postgres_version: postgres::ask(&ports).with_context(remedy)?,
+            postgres_version: match has_postgres {
+                true => Some(postgres::ask(&ports).with_context(remedy)?),
+                false => None,
+            },
         })
     }
 
@@ -244,9 +265,11 @@ impl Services {
         ports.write(&self.dir)?;
         let epmd = rabbitmq::start_epmd(&self.release, &self.dir, &ports, &self.pid_file("epmd"))?;
         let redis = redis::start(&self.dir, &ports, self.tls.as_ref(), Data::Empty, &self.pid_file("redis"))?;
-        let postgres = postgres::start(&self.dir, &ports, Data::Empty, &self.pid_file("postgres"))?;
+        if self.postgres {
+            let postgres = postgres::start(&self.dir, &ports, Data::Empty, &self.pid_file("postgres"))?;
+            self.await_answer("postgres", &postgres, interrupt, || postgres::ask(&ports))?;
+        }
         self.await_answer("redis", &redis, interrupt, || redis::ask(&ports))?;
-        self.await_answer("postgres", &postgres, interrupt, || postgres::ask(&ports))?;
         self.await_answer("epmd", &epmd, interrupt, || connect(ports.epmd).map(drop))?;
         let rabbitmq = self.start_rabbitmq(&ports, Data::Empty)?;
         self.await_answer("rabbitmq", &rabbitmq, interrupt, || rabbitmq::ask(&ports))
@@ -302,7 +325,7 @@ impl Services {
                     .with_context(|| format!("cannot remove {}", pid_file.display()))?;
             }
         }
-        if self.number == 1
+        if ended.contains(&"postgres")
             && let Ok(ports) = Ports::read(&self.dir)
         {
             postgres::remove_data(&ports)?;
@@ -313,10 +336,16 @@ impl Services {
     /// In the order in which they end: epmd last, RabbitMQ takes leave of it.
     fn pid_files(&self) -> Vec<(&'static str, PathBuf)> {
         let names: &[&str] = match self.number {
-            1 => &["redis", "postgres", "rabbitmq", "epmd"],
+            1 if self.has_postgres() => &["redis", "postgres", "rabbitmq", "epmd"],
+            1 => &["redis", "rabbitmq", "epmd"],
             _ => &["rabbitmq"],
         };
         names.iter().map(|name| (*name, self.pid_file(name))).collect()
+    }
+
+    /// Whether a PostgreSQL was started.
+    fn has_postgres(&self) -> bool {
+        self.number == 1 && self.pid_file("postgres").exists()
     }
 
     fn pid_file(&self, name: &str) -> PathBuf {
@@ -405,10 +434,10 @@ mod tests {
         let endpoints = Endpoints {
             amqp_url: "amqp://h/%2f".to_owned(),
             redis_url: "redis://h/0".to_owned(),
-            postgres_url: "postgres://h/db".to_owned(),
+            postgres_url: Some("postgres://h/db".to_owned()),
             rabbitmq_version: "4".to_owned(),
             redis_version: "7".to_owned(),
-            postgres_version: "15".to_owned(),
+            postgres_version: Some("15".to_owned()),
         };
         let expected = "export MACHINIST_TEST_AMQP_URL='amqp://h/%2f'\nexport MACHINIST_TEST_REDIS_URL='redis://h/0'\n\
              export MACHINIST_TEST_POSTGRES_URL='postgres://h/db'\n";

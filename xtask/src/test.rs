@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     command::{self, Workspace, display},
@@ -38,10 +38,11 @@ pub(crate) fn run(
         return cargo_test(workspace, interrupt, args, &at);
     }
     let release = Release::provide(rabbitmq, workspace, interrupt)?;
-    let services = Services::at(&workspace.services_dir())?.with_release(release.clone());
+    let services = Services::at(&workspace.services_dir())?.with_release(release.clone()).with_postgres();
     let up = services.up(interrupt)?;
     say!("{}", up.report());
     let Endpoints { amqp_url, redis_url, postgres_url, .. } = up.endpoints.clone();
+    let postgres_url = postgres_url.context("no PostgreSQL was started")?;
     let at = At { amqp_url, redis_url, postgres_url, release: Some(release), told: up.endpoints.summary() };
     let passed = cargo_test(workspace, interrupt, args, &at);
     // Before the verdict is looked at: they end on failure and on Ctrl-C too. What somebody else started stays.
