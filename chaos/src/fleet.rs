@@ -4,12 +4,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use machinist::{
     TaskId, Worker, WorkerAction, WorkerBuilder, WorkerFilter,
+    clock::wall,
     periodic::{Misfire, Periodic, Schedule},
     worker::{HeldSlot, RunningRole},
 };
@@ -79,8 +80,8 @@ async fn hold(ledger: Ledger, role: &'static str, slot: HeldSlot) {
 }
 
 /// Milliseconds since the Unix epoch: all processes of a scenario share the clock of the host.
-fn now_ms() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
+fn now_ms() -> i64 {
+    wall().as_micros() / 1000
 }
 
 /// Kills random workers for a while, and waits until the last one is followed.

@@ -90,7 +90,7 @@ impl Migrations {
     /// # Cancel safety
     /// A dropped future leaves each migration made or not made.
     pub async fn apply(&self, to: Option<u32>) -> Result<Vec<Migration>, PostgresError> {
-        let to = to.unwrap_or(newest());
+        let to = to.unwrap_or_else(newest);
         if to == 0 || to > newest() {
             return Err(PostgresError::configuration(format!(
                 "there is no version {to} of the schema: this program knows 1 to {}",

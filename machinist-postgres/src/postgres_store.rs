@@ -52,7 +52,7 @@ impl PostgresStore {
                 row.try_get::<_, String>(0).map_err(|error| PostgresError::of(&error))
             })
             .await?;
-        Ok(Self { store: Arc::new(Store::start(connector, runtime, identity)?) })
+        Ok(Self { store: Arc::new(Store::start(&connector, runtime, identity)?) })
     }
 
     /// Returns a broker over the connected server.

@@ -62,11 +62,11 @@ impl fmt::Debug for Store {
 
 impl Store {
     pub(crate) fn start(
-        connector: Arc<ServerConnector>,
+        connector: &Arc<ServerConnector>,
         runtime: StoreRuntime,
         identity: String,
     ) -> Result<Self, PostgresError> {
-        let link = || Arc::new(Link::new(Arc::clone(&connector)));
+        let link = || Arc::new(Link::new(Arc::clone(connector)));
         let queries = link();
         let watches = Arc::new(Watches::default());
         let losses = Arc::new(AtomicU64::new(0));
@@ -82,7 +82,7 @@ impl Store {
         tasks.spawn(publisher::work(link(), notifier.clone(), published));
         tasks.spawn(commits::work(link(), notifier.clone(), committed));
         tasks.spawn(notifier.work(Arc::clone(&queries), schema.clone()));
-        tasks.spawn(listener::work(Arc::clone(&connector), woken, Arc::clone(&listens)));
+        tasks.spawn(listener::work(Arc::clone(connector), woken, Arc::clone(&listens)));
         tasks.spawn(sweep(Arc::clone(&queries)));
         Ok(Self {
             location: connector.target.location.clone(),

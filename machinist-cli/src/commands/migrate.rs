@@ -39,7 +39,7 @@ pub(super) async fn run(args: &MigrateArgs, settings: &Settings, json: bool) -> 
 
 /// Prints the state of a schema; returns whether nothing is missing.
 async fn check(migrations: &Migrations, json: bool) -> Result<bool, CliError> {
-    let state = migrations.check().await.map_err(failed)?;
+    let state = migrations.check().await.map_err(|error| failed(&error))?;
     let is_current = state.found == state.needed;
     if json {
         output::json(&json!({ "schema": state.schema, "version": state.found, "needed": state.needed }))?;
@@ -54,8 +54,8 @@ async fn check(migrations: &Migrations, json: bool) -> Result<bool, CliError> {
 }
 
 async fn apply(migrations: &Migrations, to: Option<u32>, json: bool) -> Result<(), CliError> {
-    let made = migrations.apply(to).await.map_err(failed)?;
-    let state = migrations.check().await.map_err(failed)?;
+    let made = migrations.apply(to).await.map_err(|error| failed(&error))?;
+    let state = migrations.check().await.map_err(|error| failed(&error))?;
     if json {
         let made: Vec<u32> = made.iter().map(|migration| migration.version).collect();
         output::json(&json!({ "schema": state.schema, "version": state.found, "made": made }))?;
@@ -71,7 +71,7 @@ async fn apply(migrations: &Migrations, to: Option<u32>, json: bool) -> Result<(
 }
 
 /// Gives the error of a server its exit code.
-fn failed(error: PostgresError) -> CliError {
+fn failed(error: &PostgresError) -> CliError {
     let code = if error.may_pass() { Code::Unreachable } else { Code::Configuration };
     CliError::new(code, error.to_string())
 }
