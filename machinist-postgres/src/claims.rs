@@ -82,15 +82,15 @@ pub(crate) struct Claims {
     waiting: ClaimCallers,
 }
 
-/// Somebody who waits for the answer of the server.
-type Caller = oneshot::Sender<Result<(), PostgresError>>;
+/// Way to somebody who waits for the answer of the server.
+type ClaimCaller = oneshot::Sender<Result<(), PostgresError>>;
 
 /// Callers that wait for the end of a step.
 #[derive(Default)]
 struct ClaimCallers {
-    subscribed: Vec<(Arc<Subscription>, Caller)>,
+    subscribed: Vec<(Arc<Subscription>, ClaimCaller)>,
     synced: Vec<oneshot::Sender<()>>,
-    checks: Vec<Caller>,
+    checks: Vec<ClaimCaller>,
     ends: Vec<oneshot::Sender<()>>,
 }
 

@@ -7,7 +7,7 @@ fn unknown_schemes() {
     let folder = Folder::new();
     folder.run(&["send", "add", "--broker", "kafka://shop:geheim@mq"]).ended(78).reports(&[
         "--broker: \"kafka://shop:***@mq\" has an unknown scheme",
-        "amqp://, amqps://, sqlite://, memory://",
+        "amqp://, amqps://, postgres://, postgresql://, sqlite://, memory://",
     ]);
     folder
         .run(&["status", "x", "--backend", "amqp://mq"])

@@ -129,7 +129,7 @@ mod tests {
         for role in [Role::Broker, Role::Backend] {
             for scheme in connectors.schemes(role) {
                 let url = connectors.url(&format!("{scheme}://x"), role).unwrap();
-                assert_eq!(url.scheme(), scheme);
+                assert_eq!(url.scheme().as_str(), scheme.as_str());
             }
         }
         assert_eq!(connectors.url("AMQP://h", Role::Broker).unwrap().scheme().as_str(), "amqp");
@@ -141,7 +141,8 @@ mod tests {
         let error = |text, role| connectors.url(text, role).unwrap_err();
         assert_eq!(
             error("kafka://u:geheim@h", Role::Broker),
-            "\"kafka://u:***@h\" has an unknown scheme; a broker is one of amqp://, amqps://, sqlite://, memory://"
+            "\"kafka://u:***@h\" has an unknown scheme; a broker is one of amqp://, amqps://, postgres://, postgresql://, \
+             sqlite://, memory://"
         );
         assert!(
             error("redis://:geheim@h", Role::Broker)

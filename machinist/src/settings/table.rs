@@ -251,7 +251,7 @@ pub(super) static TOPOLOGY: Definition<Topology> = Definition {
         flag: None,
         variable: Some("MACHINIST_TOPOLOGY"),
         default: SettingDefault::Value("declare"),
-        meaning: "declare creates missing exchanges and queues of RabbitMQ; verify only checks them",
+        meaning: "declare creates missing exchanges and queues of RabbitMQ, and the schema in PostgreSQL; verify only checks them",
     },
     parse: text::topology,
     read: |value, _| text::topology(value::string(value, "declare or verify")?),
