@@ -37,7 +37,7 @@
 //! | `worker.max_tasks` |  | `MACHINIST_MAX_TASKS` | none | Number of ended tasks after which the worker ends with `restart_exit_code`, to be started again |
 //! | `worker.max_memory` |  | `MACHINIST_MAX_MEMORY` | none | Memory of the process, like 512MiB, at which the worker ends with `restart_exit_code`, to be started again |
 //! | `worker.metrics_token_file` |  | `MACHINIST_METRICS_TOKEN_FILE` | none | File with the bearer token that `/metrics` requires; without it everybody who reaches the address may read |
-//! | `links.trace` |  | `MACHINIST_TRACE_LINK` | none | Link to the trace of a task that status prints, like https://traces.example/trace/{trace_id}; also {id}, {task} and {queue} |
+//! | `links.trace` |  | `MACHINIST_TRACE_LINK` | none | Link to the trace of a task that status prints, with {trace_id}, {id}, {task} and {queue} |
 //! | `sizes.body` |  |  | `1MiB` | Maximum size of a message's body |
 //! | `sizes.headers` |  |  | `16KiB` | Maximum size of a message's headers |
 //! | `sizes.args` |  |  | `1024` | Maximum number of arguments |

@@ -442,8 +442,7 @@ pub(super) static TRACE_LINK: Definition<TraceLink> = Definition {
         flag: None,
         variable: Some("MACHINIST_TRACE_LINK"),
         default: SettingDefault::Nothing,
-        meaning: "Link to the trace of a task that status prints, like https://traces.example/trace/{trace_id}; also {id}, {task} \
-                  and {queue}",
+        meaning: "Link to the trace of a task that status prints, with {trace_id}, {id}, {task} and {queue}",
     },
     parse: TraceLink::parse,
     read: |value, _| TraceLink::parse(value::string(value, "a link")?),
