@@ -11,6 +11,7 @@
 //! | [`diagnose`] | findings about a server, for people |
 //! | [`id`] | names and identities |
 //! | [`clock`] | backend time as one process knows it |
+//! | [`columns`] | facts and headers in columns of a database |
 //! | [`header`] | names of machinist's message headers |
 //! | [`error`] | errors as sources, and their text |
 //! | [`url_list`] | lists of URLs in one text |
@@ -21,6 +22,7 @@
 pub mod backend;
 pub mod broker;
 pub mod clock;
+pub mod columns;
 pub mod diagnose;
 pub mod error;
 pub mod facts;

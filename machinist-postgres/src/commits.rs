@@ -13,12 +13,12 @@ use machinist_adapter::{
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    codec::encode_facts,
     error::{ErrorKind, PostgresError},
     link::Link,
     notifier::Notifier,
     records::{self, RecordWrite, StoredRecord},
 };
+use machinist_adapter::columns::encode_facts;
 
 /// Maximum number of commits in one batch.
 const MAX_COMMITS: usize = 512;

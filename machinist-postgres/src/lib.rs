@@ -40,7 +40,6 @@ mod backend;
 mod broker;
 mod claim_request;
 mod claims;
-mod codec;
 mod commits;
 mod connect;
 mod consumer;

@@ -15,11 +15,11 @@ use tokio_postgres::{
 };
 
 use crate::{
-    codec::{decode_headers, encode_headers},
     error::PostgresError,
     link::Link,
     text::{escape, unescape},
 };
+use machinist_adapter::columns::{decode_headers, encode_headers};
 
 /// Statement that adds the messages of [`MessageColumns`]. The last value is the identity of the schema: in another database
 /// it adds nothing.

@@ -11,11 +11,11 @@ use machinist_adapter::{
 use tokio_postgres::Row;
 
 use crate::{
-    codec::decode_facts,
     error::{ErrorKind, PostgresError},
     link::Link,
     text::{escape, unescape},
 };
+use machinist_adapter::columns::decode_facts;
 
 /// Maximum number of times that a read deletes what has expired and looks again.
 const MAX_READS: u32 = 5;

@@ -17,11 +17,11 @@ use tokio_postgres::{
 
 use crate::{
     PostgresBackend, PostgresBroker,
-    codec::encode_facts,
     error::PostgresError,
     messages::{INSERT, MessageColumns},
     text::escape,
 };
+use machinist_adapter::columns::encode_facts;
 
 /// Types of the values of [`INSERT`].
 const TYPES: [Type; 13] = [

@@ -46,7 +46,6 @@ mod back_up;
 mod backend;
 mod broker;
 mod clock;
-mod codec;
 mod diagnose;
 mod error;
 mod file_reader;

@@ -14,7 +14,7 @@ use rusqlite::{
     types::{FromSql, ValueRef},
 };
 
-use crate::codec::{decode_headers, encode_headers};
+use machinist_adapter::columns::{decode_headers, encode_headers};
 
 /// Holder of a message that any owner may claim.
 const HOLDER_READY: i64 = 0;

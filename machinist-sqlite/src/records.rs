@@ -8,7 +8,7 @@ use machinist_adapter::{
 };
 use rusqlite::{Connection, OptionalExtension, params, types::Type};
 
-use crate::codec::{MalformedValue, decode_facts, encode_facts};
+use machinist_adapter::columns::{MalformedValue, decode_facts, encode_facts};
 
 /// Contents of a row in `records`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,22 +1,23 @@
-//! Encoding of all facts, and of all headers, in one column each.
+//! Encoding of all facts, and of all headers, in one column each, for adapters that keep them in the rows of a database.
 //!
 //! Facts are encoded as text that people can read, exact for any bytes: a line per fact,
 //! `NAME-LENGTH.VALUE-LENGTH NAME=VALUE`. Headers are encoded for the program only: a tag, two lengths, name, value. A list or
 //! table is a value that holds headers. The properties that few messages have are headers with separate tags: a column
 //! for each would cost every message.
 
-use bytes::Bytes;
-use machinist_adapter::{
+use crate::{
     broker::{HeaderValue, MAX_HEADER_DEPTH, Message, header_name},
     facts::Facts,
 };
+use bytes::Bytes;
 
 /// Error of a stored value that this module did not write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a stored value is not in the format that machinist writes")]
-pub(crate) struct MalformedValue;
+pub struct MalformedValue;
 
-pub(crate) fn encode_facts(facts: &Facts) -> Vec<u8> {
+/// Encodes the facts of a record.
+pub fn encode_facts(facts: &Facts) -> Vec<u8> {
     let size = facts.iter().map(|(name, value)| name.len() + value.len() + 16).sum();
     let mut out = Vec::with_capacity(size);
     for (name, value) in facts.iter() {
@@ -32,7 +33,11 @@ pub(crate) fn encode_facts(facts: &Facts) -> Vec<u8> {
     out
 }
 
-pub(crate) fn decode_facts(mut rest: &[u8]) -> Result<Facts, MalformedValue> {
+/// Decodes the facts of a record.
+///
+/// # Errors
+/// [`MalformedValue`] if [`encode_facts`] did not write the value.
+pub fn decode_facts(mut rest: &[u8]) -> Result<Facts, MalformedValue> {
     let mut facts = Facts::new();
     while !rest.is_empty() {
         let name_len = read_decimal(&mut rest, b'.')?;
@@ -52,7 +57,7 @@ const CONTENT_ENCODING: u8 = b'E';
 
 /// Encodes the headers and the rare properties of a message. Returns `None` if it has none: most of the cost of a column is
 /// that it has a value.
-pub(crate) fn encode_headers(message: &Message) -> Option<Vec<u8>> {
+pub fn encode_headers(message: &Message) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(message.headers.len() * 64);
     for (tag, property) in [
         (CORRELATION_ID, &message.correlation_id),
@@ -91,7 +96,10 @@ fn encode_header(out: &mut Vec<u8>, name: &str, value: &HeaderValue) {
 }
 
 /// Decodes headers and rare properties into a message.
-pub(crate) fn decode_headers(mut rest: &[u8], message: &mut Message) -> Result<(), MalformedValue> {
+///
+/// # Errors
+/// [`MalformedValue`] if [`encode_headers`] did not write the value.
+pub fn decode_headers(mut rest: &[u8], message: &mut Message) -> Result<(), MalformedValue> {
     while !rest.is_empty() {
         let (tag, name, raw) = read_header(&mut rest)?;
         let property = match tag {
@@ -202,7 +210,7 @@ fn text(raw: &[u8]) -> Result<&str, MalformedValue> {
 
 #[cfg(test)]
 mod tests {
-    use machinist_adapter::broker::Headers;
+    use crate::broker::Headers;
 
     use super::*;
 
