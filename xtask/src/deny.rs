@@ -1,7 +1,7 @@
 //! Licences, sources and banned crates of everything that the project compiles: cargo-deny.
 //!
 //! No registry has a compiled cargo-deny of today, and compiling it takes minutes. So the nightly run installs it, below
-//! target/, and the continuous integration uses it where it is installed.
+//! target/, and the continuous integration uses it where it is installed. The rules themselves are in `tidy` too.
 
 use std::{
     env,

@@ -107,13 +107,13 @@ enum Task {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum Action {
-    /// Install the Debian packages rabbitmq-server and redis-server where they are missing.
+    /// Install the Debian packages of RabbitMQ, Redis and PostgreSQL where they are missing.
     Install,
-    /// Start both servers with empty data, unless they run; return when they answer.
+    /// Install what is missing, start the servers with empty data unless they run, and return when they answer.
     Up,
     /// End the servers that `up` started, and nothing else.
     Down,
-    /// Tell what runs and where; exit code 1 unless both servers answer.
+    /// Tell what runs and where; exit code 1 unless all servers answer.
     Status,
     /// Print the exports by which the tests find the servers: eval "$(cargo xtask services env)".
     Env,
@@ -144,10 +144,9 @@ fn run(cli: Cli) -> Result<bool> {
                 }
                 Action::Up => {
                     let services = services.with_postgres();
-                    let services = match rabbitmq {
-                        None => services,
-                        Some(_) => services.with_release(Release::provide(rabbitmq, &workspace, &interrupt)?),
-                    };
+                    let release = Release::provide(rabbitmq, &workspace, &interrupt)?;
+                    // Without the option, a release that the environment names stays.
+                    let services = if rabbitmq.is_some() { services.with_release(release) } else { services };
                     let up = services.up(&interrupt)?;
                     say!("{}\n{}", up.report(), up.endpoints.exports().trim_end());
                 }

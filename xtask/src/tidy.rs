@@ -11,6 +11,7 @@ mod files;
 mod markdown;
 mod names;
 mod openings;
+mod origins;
 mod packages;
 mod product;
 mod prose;
@@ -61,6 +62,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     findings.extend(packages::check(workspace.root(), &files));
     findings.extend(book::check(&files));
     findings.extend(crates::check_graph(workspace)?);
+    findings.extend(origins::check(workspace)?);
     findings.sort();
     for finding in &findings {
         say!("{finding}");
