@@ -41,8 +41,10 @@ const HEARTBEAT_FRAME: u8 = 8;
 /// Stream whose reader gets only frames that lapin can parse.
 pub(crate) struct SanitizedStream<S> {
     inner: S,
-    /// Bytes that were read from `inner`.
+    /// Bytes that were read from `inner`, and room behind them, which is zeroed once and not for each read.
     bytes: Vec<u8>,
+    /// Number of leading bytes that were read.
+    read: usize,
     /// Number of leading bytes that the reader already has.
     delivered: usize,
     /// Number of leading bytes that are sanitized.
@@ -52,16 +54,17 @@ pub(crate) struct SanitizedStream<S> {
 
 impl<S> SanitizedStream<S> {
     pub(crate) fn new(inner: S, socket: SocketHandle) -> Self {
-        Self { inner, bytes: Vec::new(), delivered: 0, sanitized: 0, socket }
+        Self { inner, bytes: Vec::new(), read: 0, delivered: 0, sanitized: 0, socket }
     }
 
     /// Sanitizes the complete frames among the bytes.
     fn sanitize_frames(&mut self) -> io::Result<()> {
-        while let Some(start) = self.bytes.get(self.sanitized..self.sanitized + FRAME_HEADER_BYTES) {
+        let bytes = &mut self.bytes[..self.read];
+        while let Some(start) = bytes.get(self.sanitized..self.sanitized + FRAME_HEADER_BYTES) {
             let kind = start[0];
             if !matches!(kind, METHOD_FRAME | HEADER_FRAME | BODY_FRAME | HEARTBEAT_FRAME) {
                 // Not a frame: the peer speaks another protocol. lapin reports it.
-                self.sanitized = self.bytes.len();
+                self.sanitized = bytes.len();
                 return Ok(());
             }
             let payload = u32::from_be_bytes([start[3], start[4], start[5], start[6]]) as usize;
@@ -70,7 +73,7 @@ impl<S> SanitizedStream<S> {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
             let end = self.sanitized + FRAME_HEADER_BYTES + payload + 1;
-            let Some(frame) = self.bytes.get_mut(self.sanitized..end) else { return Ok(()) };
+            let Some(frame) = bytes.get_mut(self.sanitized..end) else { return Ok(()) };
             sanitize_frame(kind, &mut frame[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + payload]);
             self.sanitized = end;
         }
@@ -82,19 +85,23 @@ impl<S: AsyncRead + Unpin> AsyncRead for SanitizedStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         while this.delivered == this.sanitized {
-            this.bytes.drain(..this.delivered);
-            this.delivered = 0;
-            this.sanitized = 0;
-            let held = this.bytes.len();
-            this.bytes.resize(held + READ_CHUNK_BYTES, 0);
-            let read = Pin::new(&mut this.inner).poll_read(cx, &mut this.bytes[held..]);
-            let count = if let Poll::Ready(Ok(count)) = read { count } else { 0 };
-            this.bytes.truncate(held + count);
-            let read = ready!(read);
-            if !matches!(read, Ok(1..)) {
+            // Not for each piece of a large frame.
+            if this.delivered > 0 {
+                this.bytes.copy_within(this.delivered..this.read, 0);
+                this.read -= this.delivered;
+                this.delivered = 0;
+                this.sanitized = 0;
+            }
+            let room = this.read..this.read + READ_CHUNK_BYTES;
+            if this.bytes.len() < room.end {
+                this.bytes.resize(room.end, 0);
+            }
+            let read = ready!(Pin::new(&mut this.inner).poll_read(cx, &mut this.bytes[room]));
+            let Ok(count @ 1..) = read else {
                 ready!(this.socket.poll_end(cx));
                 return Poll::Ready(read);
-            }
+            };
+            this.read += count;
             this.sanitize_frames()?;
         }
         let count = out.len().min(this.sanitized - this.delivered);
