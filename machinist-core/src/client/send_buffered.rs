@@ -75,7 +75,8 @@ impl Client {
     ///
     /// Accepted is not sent: the task is lost if the process ends before the broker has confirmed it.
     /// [`BufferedSend::confirmed`] waits for that, and [`flush_buffer`](Self::flush_buffer) for all tasks. A delay counts from
-    /// now. Tasks are sent in the order in which they were accepted, and one that has to wait for its queue is overtaken.
+    /// now. The oldest tasks are sent first, up to 256 at once, which may overtake each other. One that has to wait for its queue
+    /// is overtaken by others.
     ///
     /// # Errors
     /// [`SendError::BufferFull`], and errors of the signature itself.
