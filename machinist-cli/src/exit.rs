@@ -28,8 +28,8 @@ pub(crate) enum Code {
     Unreachable = 69,
     /// A bug in this program.
     Fault = 70,
-    /// A worker had to hand running tasks back.
-    HandedBack = 75,
+    /// A worker had to hand running tasks back, or a queue takes no more tasks now.
+    TryLater = 75,
     NotPermitted = 77,
     Configuration = 78,
 }
@@ -258,9 +258,12 @@ impl From<SendError> for CliError {
             SendError::Name(_) | SendError::Invalid(_) => (Code::Usage, None),
             SendError::TooLarge { .. } => (Code::Usage, None),
             SendError::QueueFull { queue, .. } => (
-                Code::Unreachable,
-                Some(format!("wait, or start more workers; `machinist queues` shows the depth of {queue}")),
+                Code::TryLater,
+                Some(format!(
+                    "wait (--wait-for-room 30s), or start more workers; `machinist queues` shows the depth of {queue}"
+                )),
             ),
+            SendError::BufferFull { .. } | SendError::Dropped { .. } => (Code::TryLater, None),
             SendError::Duplicate { of, .. } => {
                 (Code::Failed, Some(format!("`machinist status {of}` shows the task that has the key")))
             }

@@ -40,6 +40,8 @@ macro_rules! steps {
 steps! {
     /// A delivery arrives.
     Receive "receive"
+    /// `pN` is committed to the places of a limit.
+    TakePlace "take-place"
     /// `s:M:E` is committed.
     Start "start"
     /// The handler runs.
@@ -62,6 +64,8 @@ steps! {
     StoreGuard "store-guard"
     /// `r:M:E` is committed.
     HandBack "hand-back"
+    /// `pN` is dropped from the places of a limit.
+    FreePlace "free-place"
     /// The delivery is acknowledged.
     Ack "ack"
     /// The delivery goes back to its queue.
@@ -84,6 +88,9 @@ impl ArrowStep {
         let has = |wanted: &str| commit.facts.iter().any(|(name, _)| &**name == wanted);
         match commit.id.kind() {
             RecordKind::Task => {}
+            RecordKind::Limit if commit.id.id().starts_with("run/") => {
+                return Some(if commit.facts.is_empty() { Self::FreePlace } else { Self::TakePlace });
+            }
             RecordKind::Lock if commit.id.id().starts_with("periodic.") => return Some(Self::TakeTurn),
             RecordKind::Cursor => return has("cursor").then_some(Self::PassCursor),
             RecordKind::Join => {

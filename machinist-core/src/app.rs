@@ -1,6 +1,11 @@
 //! The application: broker, backend, clock, keys and defaults, shared by senders and workers.
 
-use std::{any::Any, collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -16,10 +21,12 @@ use crate::{
     id::{QueueName, TaskName},
     log_lines::LogLines,
     middleware::{Middleware, PublishHook},
+    priority_queues::PriorityQueues,
     queue_depths::QueueDepths,
     queue_list::ListedQueues,
     record::{FactName, name},
     security::{QueueOptions, QueueRules, Trust, is_encrypted},
+    send_buffer::{BufferLimits, SendBuffer},
     sign::{KeyError, Keyring, SigningScope},
     wire::{Body, Codec, Envelope, MaxSizes, NestedTasks, message_to_fact, write_foreign},
 };
@@ -71,6 +78,8 @@ pub(crate) struct AppState {
     pub(crate) log_lines: LogLines,
     pub(crate) listed_queues: ListedQueues,
     pub(crate) depths: QueueDepths,
+    pub(crate) buffer: Arc<SendBuffer>,
+    pub(crate) priority_queues: PriorityQueues,
 }
 
 impl std::fmt::Debug for AppState {
@@ -105,6 +114,8 @@ impl App {
             realm: None,
             queues: HashMap::new(),
             max_depths: HashMap::new(),
+            buffer: BufferLimits::default(),
+            priority_queues: HashSet::new(),
         }
     }
 
@@ -248,6 +259,8 @@ pub struct AppBuilder {
     realm: Option<String>,
     queues: HashMap<QueueName, QueueOptions>,
     max_depths: HashMap<QueueName, u64>,
+    buffer: BufferLimits,
+    priority_queues: HashSet<QueueName>,
 }
 
 /// Error of [`AppBuilder::build`].
@@ -388,12 +401,28 @@ impl AppBuilder {
     }
 
     /// Bounds the tasks that wait in a queue: sending another fails with [`SendError::QueueFull`](crate::SendError::QueueFull),
-    /// and [`Client::send_within`](crate::Client::send_within) waits. Retries and other messages of workers are never refused,
-    /// and delayed tasks do not count before their time.
+    /// and [`Client::send_when_room`](crate::Client::send_when_room) waits. Retries and other messages of workers are never
+    /// refused, and delayed tasks do not count before their time.
     ///
     /// Each sender asks the broker for the depth once a second, so several of them may exceed it by what they send in a second.
     pub fn max_depth(mut self, queue: QueueName, tasks: u64) -> Self {
         self.max_depths.insert(queue, tasks);
+        self
+    }
+
+    /// Gives the tasks of a queue with priority 4 to 6 and with 7 to 9 separate queues, `QUEUE+priority:medium` and
+    /// `QUEUE+priority:high`, if the broker does not honour priorities. Senders and workers of the queue need the same.
+    ///
+    /// While tasks of all three wait, the queues get the slots of a worker 1 : 3 : 9, or the higher ones first with
+    /// [`WorkerBuilder::strict_order`](crate::WorkerBuilder::strict_order).
+    pub fn priority_queues(mut self, queue: QueueName) -> Self {
+        self.priority_queues.insert(queue);
+        self
+    }
+
+    /// Sets the bounds of the tasks that [`Client::send_buffered`](crate::Client::send_buffered) keeps in memory.
+    pub fn buffer(mut self, limits: BufferLimits) -> Self {
+        self.buffer = limits;
         self
     }
 
@@ -431,6 +460,11 @@ impl AppBuilder {
     pub async fn build(self) -> Result<App, AppError> {
         self.check()?;
         let rules = QueueRules::new(self.queues).map_err(|(queue, why)| AppError::Queue { queue, why })?;
+        if let Some(queue) = self.priority_queues.iter().find(|queue| rules.profile(queue).is_some()) {
+            let why = "its messages have the format of another program, which knows no separate queues for priorities; leave \
+                       priority_queues out";
+            return Err(AppError::Queue { queue: queue.clone(), why: why.to_owned() });
+        }
         let asked = Instant::now();
         let now = self.backend.now().await?;
         let clock = Clock::learned(asked, now);
@@ -441,6 +475,7 @@ impl AppBuilder {
             namespace: self.namespace,
             realm: self.realm.unwrap_or_else(|| self.broker.realm()),
         };
+        let priority_queues = PriorityQueues::new(self.priority_queues, self.broker.capabilities().priority);
         let shared = Arc::new(AppState {
             broker: self.broker,
             backend: self.backend,
@@ -460,6 +495,8 @@ impl AppBuilder {
             log_lines: LogLines::default(),
             listed_queues: ListedQueues::default(),
             depths: QueueDepths::new(self.max_depths),
+            buffer: SendBuffer::new(self.buffer),
+            priority_queues,
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
         if shared.published_events.is_on() {

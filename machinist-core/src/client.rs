@@ -2,6 +2,7 @@
 
 mod nested_workflow;
 mod prepared_send;
+mod send_buffered;
 mod send_nested;
 mod send_within;
 mod unique_key;
@@ -34,6 +35,7 @@ use crate::{
 };
 
 pub use prepared_send::PreparedSend;
+pub use send_buffered::BufferedSend;
 use unique_key::{ClaimAnswer, UniqueClaim};
 
 /// Sends signatures. Cheap to clone; share one per process.
@@ -300,6 +302,7 @@ impl Client {
         let expires = parts.expires.map(|when| when.at(now));
         check(&parts, due.max(now), expires, now)?;
         let queue = parts.queue_name(&app.default_queue)?;
+        let queue = app.priority_queues.queue_of(queue, parts.priority)?;
         for hook in &app.hooks {
             hook.before_publish(&parts.id, &parts.name, &mut parts.headers);
         }

@@ -61,6 +61,32 @@ pub enum SendError {
         /// Maximum of that number.
         most: u64,
     },
+    /// The buffer of the application has as many tasks as it may have ([`AppBuilder::buffer`](crate::AppBuilder::buffer)). It was
+    /// not accepted.
+    #[error(
+        "task {id} was not accepted: {tasks} tasks with {bytes} bytes are buffered, and the buffer takes no more"
+    )]
+    BufferFull {
+        /// The task.
+        id: crate::id::TaskId,
+        /// Number of tasks in the buffer.
+        tasks: usize,
+        /// Size of their messages, in bytes.
+        bytes: usize,
+    },
+    /// It was accepted by the buffer of the application, and left it without a confirm: its time was over, the buffer was flushed,
+    /// or its runtime has ended.
+    #[error("task {id} was dropped from the buffer after {waited:?}, before the broker had confirmed it")]
+    Dropped {
+        /// The task.
+        id: crate::id::TaskId,
+        /// Time that it was buffered; zero if its runtime has ended.
+        waited: Duration,
+        /// `true` if a try may have queued it. Sending it again by its id is safe.
+        may_be_queued: bool,
+        /// Error of the last try.
+        source: Option<Box<Self>>,
+    },
     /// Another task has the key of this unique task, which was not sent.
     #[error("task {id} was not sent: task {of} has its unique key")]
     Duplicate {
@@ -100,7 +126,13 @@ impl SendError {
     /// Returns `true` if the task may have been queued, because the broker's confirmation is missing or negative. Sending
     /// the same signature again is safe: it keeps its id.
     pub fn is_unknown(&self) -> bool {
-        matches!(self, Self::Publish { source: PublishError::Unknown(_) | PublishError::Nacked { .. }, .. })
+        match self {
+            Self::Publish { source, .. } => {
+                matches!(source, PublishError::Unknown(_) | PublishError::Nacked { .. })
+            }
+            Self::Dropped { may_be_queued, .. } => *may_be_queued,
+            _ => false,
+        }
     }
 }
 

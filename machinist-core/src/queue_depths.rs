@@ -47,6 +47,12 @@ impl QueueDepths {
         self.most.is_empty()
     }
 
+    /// Maximum number of tasks that may wait in a queue, if it has one. A queue of tasks that require tags has that of its base.
+    pub(crate) fn most_of(&self, queue: &QueueName) -> Option<u64> {
+        let of_base = || self.most.get(&base_queue(queue)?);
+        self.most.get(queue).or_else(of_base).copied()
+    }
+
     fn known(&self) -> MutexGuard<'_, HashMap<QueueName, KnownDepth>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,8 +60,7 @@ impl QueueDepths {
     /// Counts one message that is about to be sent to a queue. A broker that cannot be asked refuses nothing: the publish
     /// tells what is wrong with it.
     pub(crate) async fn count(&self, broker: &dyn Broker, queue: &QueueName) -> Result<(), QueueIsFull> {
-        let of_base = || self.most.get(&base_queue(queue)?);
-        let Some(most) = self.most.get(queue).or_else(of_base).copied() else { return Ok(()) };
+        let Some(most) = self.most_of(queue) else { return Ok(()) };
         let is_new = |known: &KnownDepth| known.at.elapsed() < BELIEVED_FOR;
         if !self.known().get(queue).is_some_and(is_new) {
             let depths = match broker.depth(std::slice::from_ref(queue)).await {

@@ -24,6 +24,8 @@ pub struct QueueDetails {
     pub queue: QueueName,
     /// Messages that wait for a worker; `None` if the queue does not exist.
     pub ready: Option<u64>,
+    /// Maximum of `ready`, if this application bounds it ([`AppBuilder::max_depth`](crate::AppBuilder::max_depth)).
+    pub max_depth: Option<u64>,
     /// Messages that wait for their time. A broker that does not tell has the tasks of the schedule counted, if they are not
     /// more than 2,000.
     pub delayed: Option<u64>,
@@ -89,6 +91,7 @@ impl Client {
             let is_paused = |queue: &QueueName| paused.contains(queue);
             details.push(QueueDetails {
                 ready: depth.ready,
+                max_depth: self.app.0.depths.most_of(&depth.queue),
                 delayed: held.delayed.or_else(|| scheduled.as_ref().map(counted)),
                 unacked: held.unacked,
                 dead: depth.dead,

@@ -15,6 +15,7 @@ use crate::{
     error::ResultError,
     id::{QueueName, RecordId, TaskId},
     record::{Facts, Record, TaskState, fold},
+    send_buffer::ConfirmedSend,
 };
 
 /// Interval at which a waiter reads the record without a wake-up.
@@ -87,6 +88,14 @@ impl App {
     }
 }
 
+impl AsyncResult {
+    /// The result of a task that the buffer of the application has sent.
+    pub(crate) fn confirmed(app: App, confirmed: ConfirmedSend) -> Self {
+        let ConfirmedSend { result, root, is_duplicate, queue } = confirmed;
+        Self { root, duplicate: is_duplicate, queue, ..Self::sent(app, result) }
+    }
+}
+
 impl<R> AsyncResult<R> {
     pub(crate) fn sent(app: App, id: TaskId) -> Self {
         Self { app, id, root: None, sent: true, duplicate: false, queue: None, result: PhantomData }
@@ -100,6 +109,12 @@ impl<R> AsyncResult<R> {
     /// Returns `true` if nothing was sent, because this task has the unique key of the signature.
     pub fn is_duplicate(&self) -> bool {
         self.duplicate
+    }
+
+    /// Takes what is known of the task that was sent, without the application.
+    pub(crate) fn into_confirmed(self) -> ConfirmedSend {
+        let Self { id, root, duplicate, queue, .. } = self;
+        ConfirmedSend { result: id, root, is_duplicate: duplicate, queue }
     }
 
     /// Names the queue of the task.

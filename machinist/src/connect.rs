@@ -103,6 +103,9 @@ fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settin
         .events(settings.events.value);
     let depths = settings.max_depths.iter();
     let app = depths.fold(app, |app, (queue, most)| app.max_depth(queue.clone(), most.value));
+    let separate = settings.priority_queues.iter().filter(|(_, separate)| separate.value);
+    let app = separate.fold(app, |app, (queue, _)| app.priority_queues(queue.clone()));
+    let app = settings.buffer.iter().fold(app, |app, buffer| app.buffer(buffer.value));
     match &settings.freshness {
         Some(window) => app.freshness(window.value),
         None => app,

@@ -14,7 +14,9 @@ use std::{
 use machinist::{
     App, AppExt, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
     clock::{set_host_wrong_by, wall},
+    limit::{Limit, Rate},
     settings::{Overrides, Settings},
+    worker::TaskOptions,
 };
 use machinist_conformance::service_url;
 use machinist_memory::{MemoryBackend, MemoryBroker};
@@ -69,6 +71,52 @@ async fn delayed_and_retried(sender: &App, worker: &App, queue: &str) {
     assert!(working.await.unwrap().unwrap().is_clean());
 }
 
+/// Task that runs alone and at a rate, and records its starts and ends by the monotonic clock.
+const LIMITED: TaskDef<(), ()> = TaskDef::new("limited");
+const LIMITED_TASKS: usize = 12;
+type Spans = Arc<Mutex<Vec<(Instant, Instant)>>>;
+
+async fn limited(State(spans): State<Spans>) -> Result<(), TaskError> {
+    let began = Instant::now();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    spans.lock().unwrap().push((began, Instant::now()));
+    Ok(())
+}
+
+/// Lets workers of these applications share a rate of five in a second and one place.
+async fn limited_together(sender: &App, workers: &[App], queue: &str) {
+    let spans = Spans::default();
+    let limit = Limit::new().rate(Rate::parse("5/s").unwrap()).max_running(1);
+    let (stop, _) = tokio::sync::broadcast::channel::<()>(1);
+    let mut working = Vec::new();
+    for app in workers {
+        let worker = Worker::builder(app).queue(queue).concurrency(2).task(LIMITED, limited);
+        let worker =
+            worker.state(Arc::clone(&spans)).options("limited", TaskOptions::new().limit(limit.clone()));
+        let (worker, mut stopped) = (worker.build().unwrap(), stop.subscribe());
+        working.push(tokio::spawn(worker.run_until(async move { drop(stopped.recv().await) })));
+    }
+    let mut tasks = Vec::new();
+    for _ in 0..LIMITED_TASKS {
+        tasks.push(sender.client().send(LIMITED.call(()).queue(queue)).await.unwrap());
+    }
+    // A clock that is off by an hour would reserve starts an hour ahead, or all at once.
+    for task in &tasks {
+        task.wait(WAIT_TIMEOUT).await.unwrap();
+    }
+    let mut spans = spans.lock().unwrap().clone();
+    spans.sort_unstable();
+    assert_eq!(spans.len(), LIMITED_TASKS);
+    assert!(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0), "one at a time");
+    // Eleven starts after the first one take 2.2 s. The first one may be 500 ms late.
+    let whole = spans[LIMITED_TASKS - 1].0 - spans[0].0;
+    assert!(whole >= Duration::from_millis(1600), "{whole:?}");
+    drop(stop);
+    for worker in working {
+        assert!(worker.await.unwrap().unwrap().is_clean());
+    }
+}
+
 fn set_wrong(hours: i64) {
     set_host_wrong_by(hours * i64::try_from(HOUR.as_micros()).unwrap());
 }
@@ -102,6 +150,13 @@ async fn on_rabbitmq_and_redis_no_hosts_clock_matters() {
         let workers = connect(&broker, &backend, &namespace).await;
         delayed_and_retried(&senders, &workers, "clocks").await;
     }
+    let namespace = format!("c-{}", TaskId::fresh());
+    let mut apps = Vec::new();
+    for hours in [0, 1, -1] {
+        set_wrong(hours);
+        apps.push(connect(&broker, &backend, &namespace).await);
+    }
+    limited_together(&apps[0], &apps[1..], "limited").await;
     set_wrong(0);
 }
 
@@ -113,7 +168,9 @@ async fn on_one_host_its_clock_may_be_wrong() {
         let folder = tempfile::tempdir().unwrap();
         let file = format!("sqlite://{}", folder.path().join("machinist.db").display());
         let app = connect(&file, &file, "clocks").await;
-        delayed_and_retried(&app, &connect(&file, &file, "clocks").await, "clocks").await;
+        let other = connect(&file, &file, "clocks").await;
+        delayed_and_retried(&app, &other, "clocks").await;
+        limited_together(&app, &[app.clone(), other], "limited").await;
         let memory = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()));
         let memory = memory.build().await.unwrap();
         delayed_and_retried(&memory, &memory, "clocks").await;

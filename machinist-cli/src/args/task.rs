@@ -22,7 +22,8 @@ use super::value::{ExpiryArg, expiry, id, instant, queue, timeout};
   machinist send import @data.json --arg dry_run=true
   machinist send --flow report.toml --wait
 
-Exit codes: 0 sent, or succeeded with --wait; 1 it failed; 2 it has not ended yet; 64 usage; 69 not sent.")]
+Exit codes: 0 sent, or succeeded with --wait; 1 it failed; 2 it has not ended yet; 64 usage; 69 not sent; 75 not sent, the \
+queue is full.")]
 pub(crate) struct SendArgs {
     /// Name of the task
     #[arg(required_unless_present = "flow")]
@@ -62,6 +63,9 @@ pub(crate) struct SendArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, num_args = 0..=1, require_equals = true,
           default_missing_value = "8760h")]
     pub(crate) wait: Option<Duration>,
+    /// Wait at most so long while the queue has as many tasks as it may have (`max_depth`)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) wait_for_room: Option<Duration>,
     /// Run it no earlier than after this time
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "eta")]
     pub(crate) countdown: Option<Duration>,

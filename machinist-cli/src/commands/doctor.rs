@@ -3,11 +3,11 @@
 use machinist::{
     RefusedMessages, Servers,
     backend::Backend,
-    broker::{Broker, BrokerError},
+    broker::{Broker, BrokerError, QueueDepth},
     clock::Timestamp,
     diagnose::{Diagnose, Finding, Level},
     periodic::PeriodicTask,
-    settings::{Settings, Topology},
+    settings::{Setting, Settings, Topology},
     url::{Reach, Role, ServerUrl},
 };
 use serde::Serialize;
@@ -74,6 +74,9 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, CliErro
     if let (Ok(broker), Topology::Verify) = (&servers.broker, settings.topology.value) {
         examined.extend(topology(broker.as_ref(), settings, name).await);
     }
+    if let Ok(broker) = &servers.broker {
+        examined.extend(full_queues(broker.as_ref(), settings, name).await);
+    }
     if !one {
         examined.push(examine(Role::Backend, "backend", backend_url, backend).await);
     }
@@ -136,6 +139,24 @@ async fn topology(broker: &dyn Broker, settings: &Settings, name: &'static str) 
     };
     let code = if finding.level == Level::Error { Code::Configuration } else { Code::Success };
     Some(ServerReport { rows: vec![FindingRow::new(name, &broker.location(), finding)], code })
+}
+
+/// Reports queues that have as many tasks as they may have. Returns `None` if there are none, or the broker cannot be asked,
+/// which is reported already.
+async fn full_queues(broker: &dyn Broker, settings: &Settings, name: &'static str) -> Option<ServerReport> {
+    let queues: Vec<_> = settings.max_depths.keys().cloned().collect();
+    let depths = if queues.is_empty() { return None } else { broker.depth(&queues).await.ok()? };
+    let finding = |(depth, most): (QueueDepth, &Setting<u64>)| {
+        let waiting = depth.ready.filter(|waiting| *waiting >= most.value)?;
+        Some(Finding::warning(
+            format!("queue {}", depth.queue),
+            format!("{waiting} tasks wait, and {} may: senders are refused ({})", most.value, most.origin),
+            "start more workers of the queue, or raise max_depth",
+        ))
+    };
+    let full = depths.into_iter().zip(settings.max_depths.values()).filter_map(finding);
+    let rows: Vec<_> = full.map(|finding| FindingRow::new(name, &broker.location(), finding)).collect();
+    (!rows.is_empty()).then_some(ServerReport { rows, code: Code::Success })
 }
 
 /// Checks the keys.

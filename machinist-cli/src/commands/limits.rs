@@ -1,9 +1,10 @@
 //! `machinist limits`: lists the limits of tasks and queues, and sets or resets one for all workers.
 
 use machinist::{
-    LimitInfo,
+    App, LimitInfo, QueueName,
+    broker::QueueDepth,
     limit::{Limit, LimitTarget},
-    settings::Settings,
+    settings::{Setting, Settings},
 };
 use serde::Serialize;
 
@@ -13,6 +14,23 @@ use crate::{
     exit::{CliError, Code},
     output,
 };
+
+/// The maximum depth of a queue, which the senders with this configuration keep.
+#[derive(Serialize)]
+struct DepthLimit {
+    target: String,
+    max_depth: u64,
+    waiting: Option<u64>,
+    source: String,
+}
+
+/// A row of the list.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum ListedLimit {
+    Limit(Box<LimitInfo>),
+    Depth(DepthLimit),
+}
 
 /// A limit, with the tasks that run under it.
 #[derive(Serialize)]
@@ -27,12 +45,15 @@ pub(super) async fn run(command: LimitsCommand, settings: &Settings, json: bool)
         LimitsCommand::List => {
             let app = connect_reader(settings).await?;
             let limits = app.client().limits().await?;
+            let differs = limits.iter().any(|limit| limit.differs);
+            let depths = depth_limits(&app, settings).await?.into_iter().map(ListedLimit::Depth);
+            let all: Vec<_> = limits.into_iter().map(listed).chain(depths).collect();
             if json {
-                output::json(&limits)?
+                output::json(&all)?
             } else {
-                print(&limits)?
+                print(&all)?
             }
-            if limits.iter().any(|limit| limit.differs) {
+            if differs {
                 output::note(
                     "machinist: workers have different limits for one target: each counts by its own numbers; make them \
                      the same, or set one live (`machinist limits set`)",
@@ -58,7 +79,7 @@ pub(super) async fn run(command: LimitsCommand, settings: &Settings, json: bool)
                 let shown = |limit| ShownLimit { limit, tasks: tasks.clone() };
                 output::json(&limits.into_iter().map(shown).collect::<Vec<_>>())?;
             } else {
-                print(&limits)?;
+                print(&limits.into_iter().map(listed).collect::<Vec<_>>())?;
                 tasks.iter().try_for_each(|task| output::line(&format!("running: {task}")))?;
             }
         }
@@ -108,18 +129,47 @@ fn say(json: bool, target: &LimitTarget, more: &serde_json::Value, text: &str) -
     output::json(&answer)
 }
 
-fn print(limits: &[LimitInfo]) -> Result<(), CliError> {
-    let number = |number: Option<usize>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
-    let row = |limit: &LimitInfo| {
-        let next = limit.next_at.map_or_else(|| "-".to_owned(), |at| at.to_string());
-        vec![
+fn listed(limit: LimitInfo) -> ListedLimit {
+    ListedLimit::Limit(Box::new(limit))
+}
+
+/// Returns the maximum depths of this configuration, with what waits now.
+async fn depth_limits(app: &App, settings: &Settings) -> Result<Vec<DepthLimit>, CliError> {
+    let queues: Vec<_> = settings.max_depths.keys().cloned().collect();
+    if queues.is_empty() {
+        return Ok(Vec::new());
+    }
+    let depths = app.broker().depth(&queues).await?;
+    let row = |(depth, (queue, most)): (QueueDepth, (&QueueName, &Setting<u64>))| DepthLimit {
+        target: LimitTarget::Queue(queue.clone()).to_string(),
+        max_depth: most.value,
+        waiting: depth.ready,
+        source: most.origin.to_string(),
+    };
+    Ok(depths.into_iter().zip(&settings.max_depths).map(row).collect())
+}
+
+fn print(limits: &[ListedLimit]) -> Result<(), CliError> {
+    fn shown(value: Option<impl ToString>) -> String {
+        value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+    }
+    let row = |limit: &ListedLimit| match limit {
+        ListedLimit::Limit(limit) => vec![
             limit.target.clone(),
             limit.limit.to_string(),
-            number(limit.running),
-            number(limit.waiting),
-            next,
+            shown(limit.running),
+            shown(limit.waiting),
+            shown(limit.next_at),
             limit.source.clone(),
-        ]
+        ],
+        ListedLimit::Depth(depth) => vec![
+            depth.target.clone(),
+            format!("max_depth={}", depth.max_depth),
+            shown(None::<u64>),
+            shown(depth.waiting),
+            shown(None::<u64>),
+            depth.source.clone(),
+        ],
     };
     output::table(&["target", "limit", "running", "waiting", "next", "source"], limits.iter().map(row))
 }

@@ -34,6 +34,8 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 struct QueueRow {
     queue: String,
     ready: Option<u64>,
+    /// Maximum of `ready` for senders with this configuration.
+    max_depth: Option<u64>,
     delayed: Option<u64>,
     unacked: Option<u64>,
     dead: Option<u64>,
@@ -60,6 +62,7 @@ impl From<&QueueDetails> for QueueRow {
         Self {
             queue: details.queue.to_string(),
             ready: details.ready,
+            max_depth: details.max_depth,
             delayed: details.delayed,
             unacked: details.unacked,
             dead: details.dead,
@@ -145,6 +148,7 @@ fn print(details: &[QueueDetails], json: bool) -> Result<(), CliError> {
         vec![
             details.queue.to_string(),
             ready,
+            number(details.max_depth),
             number(details.delayed),
             number(details.unacked),
             number(details.consumers),
@@ -159,6 +163,7 @@ fn print(details: &[QueueDetails], json: bool) -> Result<(), CliError> {
     let head = [
         "queue",
         "ready",
+        "max",
         "delayed",
         "unacked",
         "consumers",

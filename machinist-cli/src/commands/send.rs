@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use machinist::{
-    AsyncResult, Client, QueueName, ResultError, Signature, TaskName, Unique,
+    AsyncResult, Client, QueueName, ResultError, SendError, Signature, TaskName, Unique,
     record::FailureKind,
     settings::{DEBOUNCE_MAX_WAITS, Settings},
     worker::Tag,
@@ -67,11 +67,9 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     let client = app.client();
     let receiver = (printer.queue.clone(), TaskName::parse(&printer.name).ok());
     let done = match args.wait {
-        None if args.options.require_worker => {
-            send_to_workers(&client, signature, args.count, &mut printer).await
-        }
+        None if args.options.require_worker => send_to_workers(&client, signature, &args, &mut printer).await,
         None => {
-            let sent = send_all(&client, signature, args.count, |sent| printer.sent(&sent)).await;
+            let sent = send_all(&client, signature, &args, |sent| printer.sent(&sent)).await;
             if sent.is_ok() {
                 receivers::note(&client, &receiver.0, receiver.1.as_ref()).await;
             }
@@ -80,7 +78,7 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
         Some(limit) => {
             let deadline = Instant::now() + limit;
             let mut waiting = Vec::new();
-            let sent = send_all(&client, signature, args.count, |sent| {
+            let sent = send_all(&client, signature, &args, |sent| {
                 printer.waiting_for(&sent)?;
                 waiting.push(sent);
                 Ok(())
@@ -227,25 +225,34 @@ pub(super) fn with_options(
     Ok(signature)
 }
 
-/// Sends a task `count` times, each time as a separate task, and passes each confirmed one to `sent`.
+/// Sends a task as often as the arguments say, each time as a separate task, and passes each confirmed one to `sent`.
 async fn send_all(
     client: &Client,
     signature: Signature,
-    count: u32,
+    args: &SendArgs,
     mut sent: impl FnMut(AsyncResult) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
+    let count = args.count;
     let progress = progress_bar(count, "sent");
     let mut rest = count as usize;
     let mut done = 0;
     while rest > 0 {
         let batch = rest.min(MAX_BATCH_TASKS);
-        let copies = (0..batch).map(|_| match count {
+        let copy = |_| match count {
             // The id of a single task may be given on the command line.
             1 => signature.clone(),
             _ => signature.clone().with_id(machinist::TaskId::fresh()),
-        });
+        };
+        let copies: Vec<_> = (0..batch).map(copy).collect();
         let mut failed = None;
-        for answer in client.send_all(copies.collect()).await {
+        for (answer, copy) in client.send_all(copies.clone()).await.into_iter().zip(copies) {
+            let answer = match (answer, args.wait_for_room) {
+                // Nobody waits again for a room that has not come.
+                (Err(SendError::QueueFull { .. }), Some(longest)) if failed.is_none() => {
+                    client.send_when_room(copy, longest).await
+                }
+                (answer, _) => answer,
+            };
             match answer {
                 Ok(result) => {
                     done += 1;
@@ -275,11 +282,11 @@ async fn send_all(
 async fn send_to_workers(
     client: &Client,
     signature: Signature,
-    count: u32,
+    args: &SendArgs,
     printer: &mut Printer,
 ) -> Result<Code, CliError> {
     let mut results = Vec::new();
-    let sent = send_all(client, signature, count, |sent| {
+    let sent = send_all(client, signature, args, |sent| {
         results.push(sent);
         Ok(())
     })

@@ -33,7 +33,10 @@ pub(super) async fn run(
     let name = workflow.shown_name().map(str::to_owned);
     let app = connect(settings).await?;
     let client = app.client();
-    let result = client.send(workflow).await?;
+    let result = match args.wait_for_room {
+        Some(longest) => client.send_when_room(workflow, longest).await?,
+        None => client.send(workflow).await?,
+    };
     let code = match args.wait {
         None => {
             if json {

@@ -91,7 +91,7 @@ pub(super) async fn run(
         Some(ended) => finished(ended.map_err(cannot_start)?),
         None => {
             output::note("machinist: stopped at once; other workers run the running tasks again");
-            Ok(Code::HandedBack.into())
+            Ok(Code::TryLater.into())
         }
     }
 }
@@ -221,7 +221,7 @@ fn finished(drained: Drained) -> Result<Exit, CliError> {
     output::note(&format!(
         "machinist: stopped; {count} running tasks were handed back, and other workers run them again"
     ));
-    Ok(Code::HandedBack.into())
+    Ok(Code::TryLater.into())
 }
 
 fn ready_line(worker: &Worker, settings: &Settings) -> String {

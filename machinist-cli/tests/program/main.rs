@@ -5,6 +5,7 @@
 mod bad_input;
 mod command_tasks;
 mod dead;
+mod depth;
 mod fleet;
 mod guides;
 mod health;
@@ -21,6 +22,7 @@ mod orders;
 mod packaging;
 mod periodic;
 mod postgres;
+mod priority;
 mod programs;
 mod rotation;
 mod servers;

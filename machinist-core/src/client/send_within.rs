@@ -12,8 +12,12 @@ use crate::{
     workflow::{Sendable, SendableParts},
 };
 
-/// Waits before another try: the first, and the longest.
-const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Wait before the second try. Each further one is twice as long.
+pub(super) const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// Longest wait before another try.
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait before another try to send to a queue that is full. Its depth is asked about as often.
+const LONGEST_WAIT_FOR_ROOM: Duration = Duration::from_secs(1);
 
 impl Client {
     /// Sends a signature or a workflow as [`send`](Self::send) does, and tries again while the broker or the backend is away,
@@ -21,8 +25,8 @@ impl Client {
     /// is over. Every try has the same id, so there is one task.
     ///
     /// # Errors
-    /// [`SendError`]: that of the last try, or at once one that another try would meet again. If the time is over during a
-    /// try, it is one for which [`SendError::is_unknown`] returns `true`: the task may have been queued.
+    /// [`SendError`]: that of the last try, or at once one that another try would meet again. If any try may have queued the
+    /// task, or the time is over during one, it is an error for which [`SendError::is_unknown`] returns `true`.
     ///
     /// # Cancel safety
     /// As [`send`](Self::send).
@@ -32,19 +36,57 @@ impl Client {
         timeout: Duration,
     ) -> Result<AsyncResult<S::ResultType>, SendError> {
         let deadline = Instant::now() + timeout;
-        let mut wait = WAITS.0;
+        let sending = self.send_while(what.clone(), deadline, may_pass);
+        timeout_at(deadline, sending).await.unwrap_or_else(|_| {
+            let SendableParts { parts, .. } = what.into_parts();
+            let source = PublishError::Unknown(format!("it was not confirmed within {timeout:?}").into());
+            Err(SendError::Publish { id: parts.id, source })
+        })
+    }
+
+    /// Sends a signature or a workflow as [`send`](Self::send) does, and tries again while the queue is
+    /// [full](crate::AppBuilder::max_depth), until `timeout` is over. Other errors are returned at once.
+    ///
+    /// # Errors
+    /// [`SendError`], as [`send_within`](Self::send_within).
+    ///
+    /// # Cancel safety
+    /// As [`send`](Self::send).
+    pub async fn send_when_room<S: Sendable + Clone>(
+        &self,
+        what: S,
+        timeout: Duration,
+    ) -> Result<AsyncResult<S::ResultType>, SendError> {
+        let is_full = |error: &SendError| matches!(error, SendError::QueueFull { .. });
+        // A try is not cut off: without room it has sent nothing.
+        self.send_while(what, Instant::now() + timeout, is_full).await
+    }
+
+    /// Sends until that succeeds, meets an error that does not pass, or the next try would come after the deadline.
+    async fn send_while<S: Sendable + Clone>(
+        &self,
+        what: S,
+        deadline: Instant,
+        passes: impl Fn(&SendError) -> bool,
+    ) -> Result<AsyncResult<S::ResultType>, SendError> {
+        let mut wait = FIRST_WAIT;
+        let mut may_be_queued = false;
         loop {
-            let Ok(sent) = timeout_at(deadline, self.send(what.clone())).await else {
-                let SendableParts { parts, .. } = what.into_parts();
-                let source = PublishError::Unknown(format!("it was not confirmed within {timeout:?}").into());
-                return Err(SendError::Publish { id: parts.id, source });
-            };
-            match sent {
-                Err(error) if may_pass(&error) && Instant::now() + wait < deadline => {
+            match self.send(what.clone()).await {
+                Err(error) if passes(&error) && Instant::now() + wait < deadline => {
+                    may_be_queued |= error.is_unknown();
                     tracing::debug!(%error, ?wait, "a task was not sent; trying again");
-                    // Senders that were stopped together must not come back together.
-                    sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
-                    wait = (wait * 2).min(WAITS.1);
+                    sleep(jittered(wait)).await;
+                    let is_full = matches!(error, SendError::QueueFull { .. });
+                    wait = (wait * 2).min(if is_full { LONGEST_WAIT_FOR_ROOM } else { LONGEST_WAIT });
+                }
+                Err(error) if may_be_queued && !error.is_unknown() => {
+                    // The last try has queued nothing, and an earlier one may have.
+                    let SendableParts { parts, .. } = what.into_parts();
+                    return Err(SendError::Publish {
+                        id: parts.id,
+                        source: PublishError::Unknown(error.into()),
+                    });
                 }
                 sent => return sent,
             }
@@ -52,8 +94,13 @@ impl Client {
     }
 }
 
+/// Returns a wait that is up to a half shorter: senders that were stopped together must not come back together.
+pub(super) fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(rand::random_range(0.5..1.0))
+}
+
 /// Returns `true` if another try may succeed.
-fn may_pass(error: &SendError) -> bool {
+pub(super) fn may_pass(error: &SendError) -> bool {
     match error {
         SendError::Publish { source, .. } => !source.is_certain(),
         SendError::QueueFull { .. }
@@ -64,6 +111,8 @@ fn may_pass(error: &SendError) -> bool {
         | SendError::Invalid(_)
         | SendError::TooLarge { .. }
         | SendError::Key { .. }
-        | SendError::Duplicate { .. } => false,
+        | SendError::Duplicate { .. }
+        | SendError::BufferFull { .. }
+        | SendError::Dropped { .. } => false,
     }
 }

@@ -39,8 +39,8 @@ pub(crate) enum PlaceDecision {
     Held(RunPlace),
     /// Commit this: then the run holds the place.
     Take(Box<Commit>, RunPlace),
-    /// Another run of the same attempt holds a place, and may run: the record of the task decides.
-    SameTask,
+    /// Another run of the same attempt holds a place, in this session, and may run: the record of the task decides.
+    SameTask(SessionId),
     /// Every place is held. These sessions hold them.
     Full(Vec<SessionId>),
 }
@@ -68,11 +68,11 @@ pub(crate) fn decide_place(
     if let Some((number, held)) =
         held.iter().find(|(_, held)| held.as_ref().is_some_and(|h| h.task == holder.task))
     {
-        let earlier = held.as_ref().is_some_and(|held| held.attempt < holder.attempt);
-        return if earlier || is_free(held) {
-            replace(facts, place(*number))
-        } else {
-            PlaceDecision::SameTask
+        return match held {
+            Some(other) if other.attempt >= holder.attempt && !is_free(held) => {
+                PlaceDecision::SameTask(other.session.clone())
+            }
+            _ => replace(facts, place(*number)),
         };
     }
     // After the limit was lowered, the places beyond it count until their runs end.
@@ -89,6 +89,38 @@ pub(crate) fn decide_place(
             PlaceDecision::Full(sessions)
         }
     }
+}
+
+/// Places that nobody uses while tasks wait for them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct UnusedPlaces {
+    /// Places of runs that are known not to run any more. The worker that frees one wakes a task that waits.
+    pub(crate) abandoned: Vec<RunPlace>,
+    /// Number of places that nobody holds. Each of them has woken a task when it was freed, unless the process died just
+    /// then.
+    pub(crate) free: u32,
+}
+
+/// Returns the places of a limit that nobody uses, given its record. `max` is the number of places, and `gone` returns `true`
+/// for a run that is known not to run any more.
+pub(crate) fn unused_places(
+    facts: &Facts,
+    record: &RecordId,
+    max: u32,
+    gone: impl Fn(&SessionId, &RunId) -> bool,
+) -> UnusedPlaces {
+    let mut abandoned = Vec::new();
+    let mut live = 0_u32;
+    for (number, holder) in places(facts) {
+        let Some(holder) = holder else { continue };
+        if gone(&holder.session, &holder.run) {
+            abandoned.push(RunPlace { record: record.clone(), number, holder });
+        } else {
+            live += 1;
+        }
+    }
+    let held = live.saturating_add(u32::try_from(abandoned.len()).unwrap_or(u32::MAX));
+    UnusedPlaces { abandoned, free: max.saturating_sub(held) }
 }
 
 /// Returns the decision to write a place, in the place of what the record holds there.
@@ -253,7 +285,7 @@ mod tests {
         let mut facts = Facts::new();
         assert!(take(&mut facts, 2, &holder("a", "1", "s1"), &[]).is_some());
         let again = holder("a", "2", "s2");
-        assert_eq!(decide(&facts, 2, &again, &[]), PlaceDecision::SameTask);
+        assert_eq!(decide(&facts, 2, &again, &[]), PlaceDecision::SameTask("s1".into()));
         assert!(take(&mut facts.clone(), 2, &again, &["s1"]).is_some_and(|place| place.number == 0));
         let next_attempt = Holder { attempt: 2, ..again };
         assert!(take(&mut facts, 2, &next_attempt, &[]).is_some_and(|place| place.number == 0));
@@ -270,6 +302,25 @@ mod tests {
         assert!(taken[2].free().apply(&mut facts));
         assert!(take(&mut facts, 2, &holder("e", "5", "s2"), &[]).is_some());
         assert!(take(&mut facts, 0, &holder("f", "6", "s2"), &[]).is_none());
+    }
+
+    #[test]
+    fn places_that_nobody_uses_are_those_of_the_dead_and_those_that_nobody_holds() {
+        let mut facts = Facts::new();
+        let unused = |facts: &Facts, max, gone: &[&str]| {
+            let gone = |session: &SessionId, _: &RunId| gone.contains(&session.as_str());
+            unused_places(facts, &record(), max, gone)
+        };
+        let of_dead = take(&mut facts, 3, &holder("a", "1", "s1"), &[]).unwrap();
+        take(&mut facts, 3, &holder("b", "2", "s2"), &[]).unwrap();
+        assert_eq!(unused(&facts, 3, &[]), UnusedPlaces { abandoned: vec![], free: 1 });
+        let dead = UnusedPlaces { abandoned: vec![of_dead.clone()], free: 1 };
+        assert_eq!(unused(&facts, 3, &["s1"]), dead);
+        assert!(of_dead.free().apply(&mut facts));
+        assert_eq!(unused(&facts, 3, &["s1"]), UnusedPlaces { abandoned: vec![], free: 2 });
+        assert_eq!(unused(&facts, 1, &["s1"]), UnusedPlaces::default(), "the limit was lowered");
+        facts.put("p1", "spoiled");
+        assert!(unused(&facts, 3, &[]).free >= 2, "what cannot be read has no holder");
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! A search through the orders in which runs take, move and free the places of a limit, with lost replies, sessions that
-//! expire, processes that die, and takeovers. Only for tests.
+//! expire, processes that die, takeovers, and workers that free the places of the dead. Only for tests.
 //!
 //! The search visits every state that some order of the steps of three runs of two workers reaches, and checks that no more
 //! runs than places run in sessions that live. Records, commits and places are numbered, so that a state is a few numbers.
 
 use std::collections::{HashMap, HashSet};
 
-use super::places::{Holder, PlaceDecision, RunPlace, decide_place};
+use super::places::{Holder, PlaceDecision, RunPlace, decide_place, unused_places};
 use crate::{
     backend::Commit,
     id::{RecordId, RecordKind, SessionId},
@@ -159,7 +159,7 @@ impl PlaceSearch {
                 PlaceAnswer::Take { commit: self.commits.number(&commit), place: self.places.number(&place) }
             }
             PlaceDecision::Held(place) => PlaceAnswer::Held(self.places.number(&place)),
-            PlaceDecision::Full(_) | PlaceDecision::SameTask => PlaceAnswer::AskAgain,
+            PlaceDecision::Full(_) | PlaceDecision::SameTask(_) => PlaceAnswer::AskAgain,
         };
         self.answers.insert(question, answer);
         answer
@@ -172,7 +172,23 @@ impl PlaceSearch {
                 self.step(scene, run, next);
             }
         }
+        self.free_abandoned(scene, next);
         scene.faults(self.expiring, next);
+    }
+
+    /// Adds the states after a live worker has freed the place of a session that is gone, for tasks that are parked.
+    fn free_abandoned(&mut self, scene: Scene, next: &mut Vec<Scene>) {
+        if scene.workers.iter().all(|worker| worker.dead) {
+            return;
+        }
+        let record = RecordId::new(RecordKind::Limit, "run/task:t");
+        let is_gone = |session: &SessionId, _: &_| !scene.is_alive(session.as_str());
+        let unused = unused_places(self.records.get(scene.record), &record, self.max, is_gone);
+        for place in unused.abandoned {
+            let commit = self.commits.number(&place.free());
+            let (_, record) = self.apply(scene.record, commit);
+            next.push(Scene { record, ..scene });
+        }
     }
 
     fn step(&mut self, scene: Scene, run: usize, next: &mut Vec<Scene>) {

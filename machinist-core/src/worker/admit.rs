@@ -41,8 +41,6 @@ const LATE: Duration = Duration::from_millis(500);
 const PLACE_POLLS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Maximum time for which a worker that starts asks for the limits of others.
 const COMPARED_WITHIN: Duration = Duration::from_secs(5);
-/// Maximum delay of a guard that waits for a place.
-const MAX_PLACE_DELAY: Duration = Duration::from_secs(30);
 
 /// Knowledge of a delivery about its limits.
 #[derive(Debug, Default)]
@@ -71,7 +69,7 @@ struct PlaceWait {
 pub(super) enum Admitted {
     /// It may start.
     Yes,
-    /// Its record has to decide: a start is only granted by mistake, and handed back.
+    /// Its record has to decide: a start that is granted is given up.
     Undecided,
     /// It may not start now.
     No(Refusal),
@@ -92,6 +90,7 @@ impl WorkerContext {
         }
         let limits = self.limits_of(envelope);
         if let Some(paused) = limits.iter().find(|limit| limit.limit.is_paused()) {
+            state.wait = None;
             return Ok(Admitted::No(Refusal::new(paused.paused_reason(), None)));
         }
         for limit in &limits {
@@ -103,9 +102,7 @@ impl WorkerContext {
                 PlaceReply::Full => {
                     self.return_places(&registered.run).await;
                     state.wait_for_place(record, max, self.sessions.peers.gone_count());
-                    return Ok(Admitted::No(
-                        Refusal::new(limit.places_reason(), None).within(MAX_PLACE_DELAY),
-                    ));
+                    return Ok(Admitted::No(Refusal::new(limit.places_reason(), None)));
                 }
             }
         }
@@ -204,7 +201,13 @@ impl WorkerContext {
             }
             return None;
         }
-        let parked = self.park(envelope, refusal).await;
+        let parked = match &state.wait {
+            Some(PlaceWait { wake_up, max, .. }) => {
+                let delay = self.place_waits.note(&wake_up.record, *max, self.sessions.lease().duration());
+                self.park(envelope, &refusal.clone().within(delay)).await
+            }
+            None => self.park(envelope, refusal).await,
+        };
         state.undecided = parked.is_none();
         if parked.is_some()
             && let Some(wait) = &state.wait

@@ -25,6 +25,7 @@ use super::{
     look_ahead::LookAhead,
     order_book::OrderBook,
     peers::Peers,
+    place_waits::PlaceWaits,
     processor::{RegisteredTask, RegisteredTasks, TaskProcessor},
     recycling::Recycling,
     revoked_roots::RevokedRoots,
@@ -140,7 +141,7 @@ impl WorkerBuilder {
         }
         can_sign(&this.app, tasks.keys(), &queues.iter().filter_map(QueuePattern::queue).collect())?;
         check_periodic(&this.app, &this.periodic)?;
-        let tags = checked_tags(&this.tags)?;
+        let tags = checked_tags(&this.tags, this.app.0.priority_queues.tags())?;
         let queue_limits = mem::take(&mut this.queue_limits);
         let limits = Arc::new(Limits::new(checked_limits(
             tasks.iter().map(|(name, task)| (name, &task.options)),
@@ -171,6 +172,7 @@ impl WorkerBuilder {
             ),
             admissions: Admissions::new(disabled, this.rules, look_ahead),
             limits,
+            place_waits: PlaceWaits::default(),
             capacity: Arc::clone(&capacity),
             circuits: Circuits::default(),
             left_to_others: LeftToOthers::default(),
@@ -283,7 +285,11 @@ fn slot_shares(
     worker: &WorkerBuilder,
     tasks: &HashMap<TaskName, RegisteredTask>,
 ) -> Result<SlotShares, BuildError> {
-    let mut shares = SlotShares { strict: worker.strict_order.unwrap_or(false), ..SlotShares::default() };
+    let mut shares = SlotShares {
+        strict: worker.strict_order.unwrap_or(false),
+        by_priority: !worker.app.0.priority_queues.is_empty(),
+        ..SlotShares::default()
+    };
     for (name, weight) in &worker.weights {
         if *weight == 0 {
             return Err(BuildError::Zero("the weight of a queue"));
@@ -306,14 +312,14 @@ fn slot_shares(
     Ok(shares)
 }
 
-/// Returns the tags, sorted and each once.
-fn checked_tags(tags: &[String]) -> Result<Vec<Tag>, BuildError> {
-    let tags = tags.iter().map(|tag| Tag::parse(tag)).collect::<Result<BTreeSet<_>, _>>()?;
+/// Returns the tags and those that the application adds, sorted and each once.
+fn checked_tags(tags: &[String], more: Vec<Tag>) -> Result<Vec<Tag>, BuildError> {
+    let mut tags = tags.iter().map(|tag| Tag::parse(tag)).collect::<Result<BTreeSet<_>, _>>()?;
     if tags.len() > MAX_TAGS {
-        Err(BuildError::TooManyTags(tags.len()))
-    } else {
-        Ok(tags.into_iter().collect())
+        return Err(BuildError::TooManyTags(tags.len()));
     }
+    tags.extend(more);
+    Ok(tags.into_iter().collect())
 }
 
 /// Returns the description of the worker that is stored with its session, without its name.

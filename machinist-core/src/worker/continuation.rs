@@ -344,7 +344,9 @@ impl WorkerContext {
         let envelope = Envelope {
             id: child.id(),
             name: TaskName::parse(&step.task).map_err(|error| malformed(error.to_string()))?,
-            queue: QueueName::parse(&step.queue).map_err(|error| malformed(error.to_string()))?,
+            queue: QueueName::parse(&step.queue)
+                .and_then(|queue| app.priority_queues.queue_of(queue, step.priority))
+                .map_err(|error| malformed(error.to_string()))?,
             attempt: 1,
             generation: 0,
             eta,

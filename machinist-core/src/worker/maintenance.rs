@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{WorkerContext, measurement, overdue, recording};
+use super::{WorkerContext, measurement, overdue, place_looks, recording};
 use crate::{
     backend::{BackendError, Index, IndexUpdate},
     broker::{Consumer, SideQueue},
@@ -38,6 +38,7 @@ pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
             overdue::publish_forever(&worker),
             measurement::measure_forever(&worker),
             recording::record_forever(&worker),
+            place_looks::look_forever(&worker),
             worker.refused.keep_adding(&worker.app)
         );
     };

@@ -76,6 +76,8 @@ mod overdue;
 mod parking;
 mod peers;
 mod periodic;
+mod place_looks;
+mod place_waits;
 mod places;
 mod presence;
 mod processor;

@@ -192,6 +192,15 @@ impl WorkerContext {
         Settlement::HandBack
     }
 
+    /// Records that a start which was granted does not run, and frees what the run has taken. The delivery stays here.
+    pub(super) async fn give_up_start(&self, registered: &RegisteredRun, claim: &Claim) {
+        let claim = registered.claim().unwrap_or_else(|| claim.clone());
+        if !self.commit_once(claim.hand_back()).await {
+            self.sessions.defer_hand_back(claim);
+        }
+        self.free_places(&registered.run).await;
+    }
+
     /// Tries to commit once. Returns `false` on failure: then the session's expiry ends the start, or it is handed back
     /// when the backend answers again.
     async fn commit_once(&self, commit: Commit) -> bool {

@@ -37,7 +37,7 @@ pub(super) fn park_delay(generation: u32) -> Duration {
 }
 
 /// Refusal of a start.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Refusal {
     reason: WaitReason,
     /// Time before which no rule will allow it, if one is known.

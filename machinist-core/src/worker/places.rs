@@ -52,7 +52,10 @@ impl WorkerContext {
                     sessions.places.note(&place);
                     return Ok(PlaceReply::Held);
                 }
-                PlaceDecision::SameTask => return Ok(PlaceReply::SameTask),
+                PlaceDecision::SameTask(session) => {
+                    sessions.peers.watch(&session);
+                    return Ok(PlaceReply::SameTask);
+                }
                 PlaceDecision::Full(holders) => {
                     holders.iter().for_each(|session| sessions.peers.watch(session));
                     return Ok(PlaceReply::Full);
@@ -99,13 +102,15 @@ impl WorkerContext {
         }
     }
 
-    /// Lets the task that has been parked longest for a place of this limit come back at once.
-    pub(super) async fn release_for(&self, record: &RecordId) {
+    /// Lets the task that has been parked longest for a place of this limit come back at once. Returns `false` if none is
+    /// parked.
+    pub(super) async fn release_for(&self, record: &RecordId) -> bool {
         let subject = record.id().strip_prefix("run/").unwrap_or_default();
         let reason = WaitReason::new("max_running", subject);
-        if let Err(error) = self.app.client().release_one(&reason).await {
+        self.app.client().release_one(&reason).await.unwrap_or_else(|error| {
             tracing::debug!(%error, %reason, "no parked task was released; they come back by themselves");
-        }
+            true
+        })
     }
 }
 

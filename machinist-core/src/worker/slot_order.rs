@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use crate::{
     affinity::takes,
     id::{QueueName, QueuePattern, TaskName},
+    priority_queues::weight_of_class,
 };
 
 /// Share of a queue in the slots of a worker.
@@ -35,24 +36,27 @@ pub(super) struct SlotShares {
     pub(super) tasks: HashMap<TaskName, usize>,
     /// `true` if tasks of a queue start only while no queue of a larger weight has tasks that wait.
     pub(super) strict: bool,
+    /// `true` if queues may have separate queues for higher priorities.
+    pub(super) by_priority: bool,
 }
 
 impl SlotShares {
     /// Returns `true` if slots are given in the order of arrival.
     pub(super) fn is_empty(&self) -> bool {
         let is_plain = |share: &QueueShare| *share == QueueShare::default();
-        self.tasks.is_empty() && !self.strict && self.queues.values().all(is_plain)
+        self.tasks.is_empty() && !self.strict && !self.by_priority && self.queues.values().all(is_plain)
     }
 
     fn of(&self, queue: &QueueName) -> QueueShare {
         let of = |(pattern, share): (&QueuePattern, &QueueShare)| {
             takes(std::iter::once(pattern.as_str()), |_| true, queue.as_str()).then_some(*share)
         };
+        if let Some(share) = self.queues.get(&QueuePattern::from(queue.clone())) {
+            return *share;
+        }
         // The longest one that fits: a name goes before a pattern, and a pattern before a wider one.
-        self.queues
-            .get(&QueuePattern::from(queue.clone()))
-            .copied()
-            .unwrap_or_else(|| self.queues.iter().rev().find_map(of).unwrap_or_default())
+        let share = self.queues.iter().rev().find_map(of).unwrap_or_default();
+        QueueShare { weight: share.weight.saturating_mul(weight_of_class(queue)), ..share }
     }
 }
 
@@ -246,6 +250,20 @@ mod tests {
         let _all = ["a", "b", "low"].map(|name| waiting(&mut order, name, 2));
         let given: Vec<_> = std::iter::from_fn(|| next(&mut order)).collect();
         assert_eq!(given, ["a", "b", "a", "b", "low", "low"]);
+    }
+
+    #[test]
+    fn higher_priorities_get_more_slots_and_a_strict_order_serves_them_first() {
+        let names = ["mail", "mail+priority:medium", "mail+priority:high", "other"];
+        let mut weighted = order(&[("mail", 2), ("other", 26)], false);
+        let _all = names.map(|name| waiting(&mut weighted, name, 100));
+        let given: Vec<_> = (0..52).filter_map(|_| next(&mut weighted)).collect();
+        let number = |name: &str| given.iter().filter(|given| *given == name).count();
+        assert_eq!(names.map(number), [2, 6, 18, 26]);
+        let mut strict = order(&[("mail", 1)], true);
+        let _all = names[..3].iter().map(|name| waiting(&mut strict, name, 1)).collect::<Vec<_>>();
+        let given: Vec<_> = std::iter::from_fn(|| next(&mut strict)).collect();
+        assert_eq!(given, ["mail+priority:high", "mail+priority:medium", "mail"]);
     }
 
     #[test]

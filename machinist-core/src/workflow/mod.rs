@@ -192,7 +192,7 @@ pub trait Sendable {
 
 /// A signature or a workflow, taken apart.
 #[doc(hidden)]
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SendableParts {
     pub(crate) parts: SignatureParts,
     pub(crate) outline: Option<Outline>,

@@ -322,6 +322,37 @@ async fn the_place_of_a_dead_worker_is_free_when_its_tasks_are_taken_over_and_no
     assert!(live.stop().await.is_clean());
 }
 
+/// A run whose process has died after its task had ended, and before it freed its place: nobody takes it over.
+#[tokio::test(start_paused = true)]
+async fn the_place_of_a_dead_run_that_nobody_takes_over_wakes_parked_tasks() {
+    let servers = servers().await;
+    let places = RecordId::new(RecordKind::Limit, "run/task:call:a");
+    let mut commit = Commit::new(places.clone());
+    let holder = r#"{"session":"dead","run":"r","task":"ended","attempt":1}"#;
+    commit.facts = vec![("p0".into(), holder.into())];
+    servers.backend.commit(vec![commit.into()]).await;
+    let limit = by_key(Limit::new().max_running(1));
+    let workers = [servers.worker(&limit), servers.worker(&limit)];
+    let began = Instant::now();
+    let mut tasks = Vec::new();
+    for _ in 0..6 {
+        tasks.push(servers.send("a", 100).await);
+    }
+    waits_for(&tasks[5], "max_running:task:call:a").await;
+    for task in &tasks {
+        started_at(task).await;
+    }
+    let (most, starts) = servers.seen.of("a");
+    let first = *starts.iter().min().unwrap() - began;
+    // The session is known to be gone after its checks, and the first parked task comes back by itself after 20 s.
+    assert!(most == 1 && first < Duration::from_secs(12), "{most} at once, the first after {first:?}");
+    let facts = servers.backend.read(&[places]).await.unwrap().pop().unwrap();
+    assert!(!facts.has("p0"));
+    for worker in workers {
+        assert!(worker.stop().await.is_clean());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn places_and_reservations_that_the_backend_has_lost_are_forgotten_and_nothing_is_stuck() {
     let servers = servers().await;
@@ -483,4 +514,40 @@ async fn a_limit_is_set_and_reset_while_workers_run() {
     assert_eq!((known[0].limit.to_string().as_str(), known[0].running), ("max_running=3", Some(0)));
     assert!(client.set_limit(&target, &Limit::new().burst(1)).await.is_err());
     assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_configurations_of_one_limit_count_together_each_by_its_own_numbers_and_a_live_one_wins() {
+    let servers = servers().await;
+    let workers = [
+        servers.worker(&by_key(Limit::new().max_running(1))),
+        servers.worker(&by_key(Limit::new().max_running(3))),
+    ];
+    let mut tasks = Vec::new();
+    for _ in 0..40 {
+        tasks.push(servers.send("a", 500).await);
+    }
+    for task in &tasks {
+        started_at(task).await;
+    }
+    let (most, starts) = servers.seen.of("a");
+    assert_eq!((most, starts.len()), (3, 40), "both count in one record, the larger number is the bound");
+    let client = servers.app.client();
+    let target = LimitTarget::parse("task:call").unwrap();
+    let known = client.limit(&target, Some("a")).await.unwrap();
+    assert!(known.len() == 2 && known.iter().all(|limit| limit.differs), "{known:?}");
+    client.set_limit(&target, &by_key(Limit::new().max_running(2))).await.unwrap();
+    let known = client.limit(&target, Some("a")).await.unwrap();
+    assert!(known.iter().any(|limit| limit.source == "live"), "{known:?}");
+    sleep(2 * Duration::from_secs(1)).await;
+    for _ in 0..40 {
+        tasks.push(servers.send("b", 500).await);
+    }
+    for task in &tasks[40..] {
+        started_at(task).await;
+    }
+    assert_eq!(servers.seen.of("b").0, 2, "the live one holds for both workers");
+    for worker in workers {
+        assert!(worker.stop().await.is_clean());
+    }
 }

@@ -26,9 +26,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// A broker that refuses a number of publishes before it takes one.
 #[derive(Debug)]
-struct Flaky {
-    broker: MemoryBroker,
-    refusals: AtomicU32,
+pub(crate) struct Flaky {
+    pub(crate) broker: MemoryBroker,
+    pub(crate) refusals: AtomicU32,
 }
 
 #[async_trait]
@@ -122,6 +122,24 @@ async fn patience_ends_with_the_error_of_the_last_try() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_task_that_an_earlier_try_may_have_queued_is_not_called_unsent() {
+    // An odd number of refusals is unknown, and an even one certain.
+    let app = app(0, |builder| builder.max_depth(queue("small"), 0)).await;
+    let full =
+        app.client().send_when_room(WORK.call(()).queue("small"), Duration::from_secs(3)).await.unwrap_err();
+    assert!(matches!(full, SendError::QueueFull { .. }) && !full.is_unknown(), "{full}");
+    let app = self::app(u32::MAX, |builder| builder).await;
+    let before = Instant::now();
+    let away = app.client().send_when_room(WORK.call(()), MINUTE).await.unwrap_err();
+    assert!(away.is_unknown() && before.elapsed().is_zero(), "it waits for room alone: {away}");
+    for seconds in 1..8 {
+        let timeout = Duration::from_secs(seconds);
+        let error = app.client().send_within(WORK.call(()), timeout).await.unwrap_err();
+        assert!(error.is_unknown(), "some try was not confirmed: {error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_queue_refuses_and_a_patient_sender_waits() {
     let app = app(0, |builder| builder.max_depth(queue("small"), 3)).await;
     let client = app.client();
@@ -139,7 +157,7 @@ async fn a_full_queue_refuses_and_a_patient_sender_waits() {
         tokio::time::sleep(Duration::from_secs(5)).await;
         Running::start(Worker::builder(&app).queue("small").task(WORK, work))
     };
-    let (sent, worker) = tokio::join!(client.send_within(task(), MINUTE), start);
+    let (sent, worker) = tokio::join!(client.send_when_room(task(), MINUTE), start);
     sent.unwrap().wait(MINUTE).await.unwrap();
     assert!(worker.stop().await.is_clean());
 }

@@ -56,6 +56,7 @@ impl Settings {
         rows.extend(self.tls.cert_file.iter().map(|file| table::TLS_CERT_FILE.entry(file)));
         rows.extend(self.tls.key_file.iter().map(|file| table::TLS_KEY_FILE.entry(file)));
         rows.extend(self.worker.entries());
+        rows.extend(self.buffer.iter().map(|buffer| table::BUFFER.entry(buffer)));
         rows.extend(self.trace_link.iter().map(|link| table::TRACE_LINK.entry(link)));
         rows.extend(self.sizes.entries());
         rows.extend(self.tasks.iter().flat_map(|(name, task)| task.entries(name)));
@@ -71,6 +72,9 @@ impl Settings {
         }));
         rows.extend(self.max_depths.iter().map(|(queue, most)| {
             SettingEntry::new(format!("queues.{queue}.max_depth"), most, u64::to_string)
+        }));
+        rows.extend(self.priority_queues.iter().map(|(queue, separate)| {
+            SettingEntry::new(format!("queues.{queue}.priority_queues"), separate, bool::to_string)
         }));
         for (queue, unsigned) in &self.unsigned_queues {
             let key = |key: &str| format!("queues.{queue}.{key}");

@@ -10,7 +10,7 @@ use std::{
 };
 
 use machinist_core::{
-    QueuePattern,
+    BufferLimits, QueuePattern,
     event_stream::PublishedEvents,
     periodic::Periodic,
     sign::{KeyConfig, KeyError, KeyId, KeyState, SecretText},
@@ -50,6 +50,7 @@ pub(super) struct FileSettings {
     pub(super) tls: FileTls,
     pub(super) worker: FileWorker,
     pub(super) trace_link: Option<Setting<TraceLink>>,
+    pub(super) buffer: Option<Setting<BufferLimits>>,
     pub(super) sizes: FileSizes,
     /// Place of the section `[limits]`, the old name of `[sizes]`.
     pub(super) old_sizes: Option<SettingOrigin>,
@@ -100,6 +101,7 @@ pub(super) struct FileSizes {
 
 const TLS: &str = "tls";
 const WORKER: &str = "worker";
+const CLIENT: &str = "client";
 const LINKS: &str = "links";
 const SIZES: &str = "sizes";
 /// Keys of a key, under `[[keys]]`.
@@ -141,6 +143,7 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
         tls: read_tls(&top)?,
         worker: read_worker(&top)?,
         trace_link: read_links(&top)?,
+        buffer: read_client(&top)?,
         old_sizes: old_sizes.as_ref().map(Section::origin),
         sizes: read_sizes(&top, old_sizes)?,
         keys: read_keys(&top)?,
@@ -182,6 +185,11 @@ fn read_tls(top: &Section<'_>) -> Result<FileTls, SettingsError> {
 fn read_links(top: &Section<'_>) -> Result<Option<Setting<TraceLink>>, SettingsError> {
     let links = top.section(LINKS, &table::keys_of_section(LINKS))?;
     links.map_or(Ok(None), |links| links.setting(&table::TRACE_LINK))
+}
+
+fn read_client(top: &Section<'_>) -> Result<Option<Setting<BufferLimits>>, SettingsError> {
+    let client = top.section(CLIENT, &table::keys_of_section(CLIENT))?;
+    client.map_or(Ok(None), |client| client.setting(&table::BUFFER))
 }
 
 fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {

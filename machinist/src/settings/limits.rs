@@ -30,13 +30,14 @@ pub(super) struct FileQueues {
     pub(super) limits: BTreeMap<QueueName, Setting<Limit>>,
     pub(super) concurrency: BTreeMap<QueueName, Setting<usize>>,
     pub(super) max_depth: BTreeMap<QueueName, Setting<u64>>,
+    pub(super) priority: BTreeMap<QueueName, Setting<bool>>,
     pub(super) unsigned: BTreeMap<QueueName, UnsignedQueue>,
 }
 
 /// Reads `[queues.NAME]`, by queue.
 pub(super) fn read_queues(top: &Section<'_>, connectors: &Connectors) -> Result<FileQueues, SettingsError> {
     let mut queues = FileQueues::default();
-    let keys = [&LIMIT_KEYS[..], &["concurrency", "max_depth"], &UNSIGNED_KEYS].concat();
+    let keys = [&LIMIT_KEYS[..], &["concurrency", "max_depth", "priority_queues"], &UNSIGNED_KEYS].concat();
     for (name, section) in top.sections("queues", &keys)? {
         let queue =
             QueueName::parse(&name).map_err(|error| section.error(&format!("names no queue: {error}")))?;
@@ -48,6 +49,9 @@ pub(super) fn read_queues(top: &Section<'_>, connectors: &Connectors) -> Result<
         }
         if let Some(most) = section.get("max_depth", max_depth)? {
             queues.max_depth.insert(queue.clone(), most);
+        }
+        if let Some(priority) = section.get("priority_queues", value::boolean)? {
+            queues.priority.insert(queue.clone(), priority);
         }
         if let Some(unsigned) = unsigned::read(&queue, &section, connectors)? {
             queues.unsigned.insert(queue.clone(), unsigned);
@@ -214,7 +218,7 @@ mod tests {
     #[test]
     fn weights_and_numbers_of_runs_in_a_worker_are_read() {
         let text = "[worker]\nqueues = { critical = 6, low = 1, \"t.*\" = 2 }\nstrict = true\n[tasks.a]\nconcurrency = 2\n\
-                    [queues.slow]\nconcurrency = 3\nmax_depth = 1000";
+                    [queues.slow]\nconcurrency = 3\nmax_depth = 1000\npriority_queues = true";
         let file = file::read(Path::new("machinist.toml"), text, &Connectors::default()).unwrap();
         let queue = |name: &str| QueueName::parse(name).unwrap();
         let pattern = |name: &str| QueuePattern::parse(name).unwrap();
@@ -225,10 +229,12 @@ mod tests {
         assert_eq!(file.tasks["a"].concurrency.as_ref().unwrap().value, 2);
         assert_eq!(file.queues.concurrency[&queue("slow")].value, 3);
         assert_eq!(file.queues.max_depth[&queue("slow")].value, 1000);
+        assert!(file.queues.priority[&queue("slow")].value);
         for (text, problem) in [
             ("[worker]\nqueues = { low = 0 }", "worker.queues: low: 0 is no weight"),
             ("[worker]\nqueues = { low = \"1\" }", "worker.queues: low: "),
             ("[worker]\nqueues = {}", "names no queue"),
+            ("[queues.q]\npriority_queues = 3", "queues.q.priority_queues: expected true or false"),
             ("[queues.q]\nmax_depth = -1", "queues.q.max_depth: -1 tasks cannot wait"),
             (
                 "[queues.q]\nconcurrency = 0",

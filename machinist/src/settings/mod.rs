@@ -37,6 +37,7 @@
 //! | `worker.max_tasks` |  | `MACHINIST_MAX_TASKS` | none | Number of ended tasks after which the worker ends with `restart_exit_code`, to be started again |
 //! | `worker.max_memory` |  | `MACHINIST_MAX_MEMORY` | none | Memory of the process, like 512MiB, at which the worker ends with `restart_exit_code`, to be started again |
 //! | `worker.metrics_token_file` |  | `MACHINIST_METRICS_TOKEN_FILE` | none | File with the bearer token that `/metrics` requires; without it everybody who reaches the address may read |
+//! | `client.buffer` |  |  | 10,000 tasks with 64 MiB, for 30 s | Bounds of the tasks that `Client::send_buffered` keeps in memory, like { tasks = 10000, bytes = "64MiB", for = "30s" } |
 //! | `links.trace` |  | `MACHINIST_TRACE_LINK` | none | Link to the trace of a task that status prints, with {trace_id}, {id}, {task} and {queue} |
 //! | `sizes.body` |  |  | `1MiB` | Maximum size of a message's body |
 //! | `sizes.headers` |  |  | `16KiB` | Maximum size of a message's headers |
@@ -54,6 +55,7 @@
 
 mod app_section;
 mod apply;
+mod buffer;
 mod entries;
 mod file;
 mod limits;
@@ -78,7 +80,7 @@ use std::{
 };
 
 use machinist_core::{
-    Backoff, MaxSizes, QueueName, QueuePattern, Unique,
+    Backoff, BufferLimits, MaxSizes, QueueName, QueuePattern, Unique,
     event_stream::PublishedEvents,
     limit::Limit,
     periodic::Periodic,
@@ -178,6 +180,8 @@ pub struct Settings {
     pub events: Setting<PublishedEvents>,
     /// Link to the trace of a task, for people.
     pub trace_link: Option<Setting<TraceLink>>,
+    /// Bounds of the tasks that a client keeps in memory until they are confirmed.
+    pub buffer: Option<Setting<BufferLimits>>,
     /// Certificates for `amqps://` and `rediss://`.
     pub tls: TlsSettings,
     /// Settings of a worker.
@@ -192,6 +196,9 @@ pub struct Settings {
     pub queue_concurrency: BTreeMap<QueueName, Setting<usize>>,
     /// Maximum numbers of tasks that wait in queues, `[queues.NAME]`: senders refuse more.
     pub max_depths: BTreeMap<QueueName, Setting<u64>>,
+    /// Queues whose tasks with higher priorities have separate queues, if the broker does not honour priorities,
+    /// `[queues.NAME]`.
+    pub priority_queues: BTreeMap<QueueName, Setting<bool>>,
     /// Queues from which tasks run without a signature, `[queues.NAME]`.
     pub unsigned_queues: BTreeMap<QueueName, UnsignedQueue>,
     /// Place of the section `[limits]`, the old name of `[sizes]`, if the file has one.

@@ -106,6 +106,7 @@ impl Settings {
             topology: layers.required(&table::TOPOLOGY, None, file.topology)?,
             events: layers.required(&table::EVENTS, None, file.events)?,
             trace_link: layers.optional(&table::TRACE_LINK, None, file.trace_link)?,
+            buffer: layers.optional(&table::BUFFER, None, file.buffer)?,
             tls: TlsSettings {
                 ca_file: layers.optional(&table::TLS_CA_FILE, flags.tls_ca_file, file.tls.ca_file)?,
                 cert_file: layers.optional(&table::TLS_CERT_FILE, flags.tls_cert_file, file.tls.cert_file)?,
@@ -120,6 +121,7 @@ impl Settings {
             queue_limits: file.queues.limits,
             queue_concurrency: file.queues.concurrency,
             max_depths: file.queues.max_depth,
+            priority_queues: file.queues.priority,
             unsigned_queues: file.queues.unsigned,
             connectors: connectors.clone(),
         })

@@ -8,10 +8,12 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{QueuePattern, event_stream::PublishedEvents, sign::shown_path, worker::Tag};
+use machinist_core::{
+    BufferLimits, QueuePattern, event_stream::PublishedEvents, sign::shown_path, worker::Tag,
+};
 use toml::de::DeValue;
 
-use super::{Topology, TraceLink, parse_duration, show_duration, text, value};
+use super::{Topology, TraceLink, buffer, parse_duration, show_duration, text, value};
 
 /// Description of one setting, for documentation and help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +103,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     keys
 }
 
-static TABLE: [&SettingInfo; 38] = [
+static TABLE: [&SettingInfo; 39] = [
     &BROKER,
     &BROKER_FILE.info,
     &BACKEND,
@@ -132,6 +134,7 @@ static TABLE: [&SettingInfo; 38] = [
     &MAX_TASKS.info,
     &MAX_MEMORY.info,
     &METRICS_TOKEN_FILE.info,
+    &BUFFER.info,
     &TRACE_LINK.info,
     &BODY_SIZE.info,
     &HEADERS_SIZE.info,
@@ -447,6 +450,20 @@ pub(super) static TRACE_LINK: Definition<TraceLink> = Definition {
     parse: TraceLink::parse,
     read: |value, _| TraceLink::parse(value::string(value, "a link")?),
     show: TraceLink::to_string,
+};
+
+pub(super) static BUFFER: Definition<BufferLimits> = Definition {
+    info: SettingInfo {
+        name: "client.buffer",
+        flag: None,
+        variable: None,
+        default: SettingDefault::Described("10,000 tasks with 64 MiB, for 30 s"),
+        meaning: "Bounds of the tasks that `Client::send_buffered` keeps in memory, like { tasks = 10000, bytes = \"64MiB\", \
+                  for = \"30s\" }",
+    },
+    parse: |_| Err("it stands in the file alone".to_owned()),
+    read: |value, _| buffer::read(value),
+    show: buffer::show,
 };
 
 pub(super) static GRACE: Definition<Duration> = duration(SettingInfo {

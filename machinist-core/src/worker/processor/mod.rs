@@ -283,8 +283,10 @@ impl TaskProcessor {
             match reply {
                 StartReply::Settle(settlement) => return settlement,
                 StartReply::Started(claim) if undecided => {
-                    // The run that held the place has just ended: the next delivery takes a place.
-                    return Box::pin(self.worker.hand_back(active, &registered, &claim)).await;
+                    // The run that holds the place has just ended, or its process has died before the start: the task takes
+                    // a place when it is free. A delivery that went back to the broker would come again at once.
+                    Box::pin(self.worker.give_up_start(&registered, &claim)).await;
+                    drop((slot, registered));
                 }
                 StartReply::Started(claim) => {
                     self.worker.show(&active.envelope, PassingState::Started);

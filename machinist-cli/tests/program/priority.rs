@@ -1,0 +1,44 @@
+//! Priorities on a broker that does not order the messages of a queue.
+
+use crate::{
+    servers::servers,
+    support::{contents, eventually},
+};
+
+const TOML: &str = r#"
+[worker]
+concurrency = 1
+[queues.mail]
+priority_queues = true
+[tasks.note]
+command = ["sh", "-c", "echo $1 >> noted", "note", "{0}"]
+queue = "mail"
+"#;
+
+#[test]
+fn higher_priorities_have_separate_queues_on_rabbitmq() {
+    let Some(folder) = servers("higher_priorities_have_separate_queues_on_rabbitmq") else { return };
+    folder.write("machinist.toml", TOML);
+    for (name, priority, count) in [("low", "0", 20), ("medium", "5", 5), ("high", "9", 5)] {
+        folder.run(&["send", "note", name, "--priority", priority, "--count", &count.to_string()]).ended(0);
+    }
+    let queues = folder.run(&["queues", "--json"]).ended(0).json();
+    let ready = |name: &str| {
+        let row = queues.as_array().unwrap().iter().find(|row| row["queue"] == name);
+        row.and_then(|row| row["ready"].as_u64())
+    };
+    let numbers = ["mail", "mail+priority:medium", "mail+priority:high"].map(ready);
+    assert_eq!(numbers, [Some(20), Some(5), Some(5)], "{queues}");
+    let peek = folder.run(&["queues", "peek", "mail+priority:high", "--json"]).ended(0).stdout;
+    assert!(peek.contains("note"), "{peek}");
+    let worker = folder.worker(&[]);
+    let noted = folder.path().join("noted");
+    let lines = eventually("all tasks run", || {
+        let lines: Vec<_> = contents(&noted).lines().map(str::to_owned).collect();
+        (lines.len() == 30).then_some(lines)
+    });
+    // A few tasks of the other queues arrive before those of the highest priority.
+    let high = lines[..15].iter().filter(|line| *line == "high").count();
+    assert_eq!(high, 5, "{lines:?}");
+    worker.stop();
+}
