@@ -25,6 +25,7 @@ mod nightly;
 mod package;
 mod report;
 pub mod services;
+pub mod terminal;
 mod test;
 mod tidy;
 
@@ -107,7 +108,7 @@ enum Task {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum Action {
-    /// Install the Debian packages rabbitmq-server and redis-server where they are missing.
+    /// Install the Debian packages of the servers, and tmux, where they are missing.
     Install,
     /// Start both servers with empty data, unless they run; return when they answer.
     Up,
@@ -141,6 +142,7 @@ fn run(cli: Cli) -> Result<bool> {
             match action {
                 Action::Install => {
                     Release::provide(rabbitmq, &workspace, &interrupt)?;
+                    services::install_missing(&[services::TERMINAL])?;
                 }
                 Action::Up => {
                     let services = services.with_postgres();
