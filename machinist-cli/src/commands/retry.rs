@@ -32,7 +32,7 @@ async fn send_changed(client: &Client, id: &TaskId, changed: &[String]) -> Resul
 
 /// Result for a task or a workflow that was sent again.
 pub(super) enum Again {
-    /// It is sent under this id.
+    /// The id under which it was sent.
     Sent(TaskId),
     /// It waited for its next run.
     RunsNow,

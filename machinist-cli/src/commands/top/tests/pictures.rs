@@ -3,7 +3,7 @@
 use crossterm::event::KeyCode;
 use ratatui::{Terminal, backend::TestBackend};
 
-use super::{Person, at_queues, picture, queues, task};
+use super::{Person, at_queues, picture, task};
 use crate::commands::top::{
     draw::draw,
     filter::ListFilter,
@@ -127,6 +127,7 @@ succeeded           4    █▄
 
 wrong now: 1
   - queue mail has 12 messages and no worker
+
 
 
 
