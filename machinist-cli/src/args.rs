@@ -12,6 +12,7 @@ mod task;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod top;
 mod value;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -36,7 +37,8 @@ pub(crate) use task::{
     LogArgs, RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs, WhyArgs,
 };
 pub(crate) use tasks::{FailuresArgs, FailuresCommand, GroupArgs, TasksArgs};
-pub(crate) use value::ExpiryArg;
+pub(crate) use top::TopArgs;
+pub(crate) use value::{ExpiryArg, task_state};
 
 use value::{concurrency, health_address, look_ahead, queues};
 
@@ -170,6 +172,8 @@ pub(crate) enum CliCommand {
     Periodic(PeriodicCommand),
     /// List the queues with what waits, comes and goes, or peek into, pause, resume, purge or delete one
     Queues(QueuesArgs),
+    /// Watch queues, workers, tasks and failures on the whole terminal, and act on one
+    Top(TopArgs),
     /// Say why a task or a queue stands still, and what to do
     Why(WhyArgs),
     /// Search tasks that have ended, run or wait

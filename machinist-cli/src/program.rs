@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fmt,
+    io::IsTerminal,
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
     time::Duration,
@@ -13,13 +14,13 @@ use machinist::{AppBuilder, Connectors, WorkerBuilder, settings::Settings};
 use machinist_metrics::Metrics;
 
 use crate::{
-    args::{Cli, CliCommand, GlobalArgs, LogFormat},
+    args::{Cli, CliCommand, GlobalArgs, LogFormat, TopArgs},
     asks_for_json, commands,
     exit::{CliError, Code, Exit},
     first_process, metrics, output,
     set_up::{BuildWorker, ChangeApp, Running, SetUpError, set_change_app},
     supervisor,
-    telemetry::Telemetry,
+    telemetry::{LogPlace, Telemetry},
     usage_error,
 };
 
@@ -174,14 +175,15 @@ impl Program {
                 };
                 let (is_worker, is_served) = (worker.is_some(), worker.map(|worker| worker.health.is_some()));
                 let tasks: BuildWorker<'_> = Box::new(|worker| Box::pin(tasks(worker)));
-                start(cli.global.log, is_worker, || {
+                let place = log_place(&cli.command);
+                start(cli.global.log, &place, is_worker, || {
                     let metrics = is_served.and_then(metrics::start);
                     (commands::run(*cli, &connectors, tasks, metrics.clone()), metrics)
                 })
             }
             Ok(Parsed::Own { global, name, arguments }) => {
                 let log = global.log;
-                start(log, true, || (run_own(*global, &connectors, commands, name, arguments), None))
+                start(log, &LogPlace::StandardError, true, || (run_own(*global, &connectors, commands, name, arguments), None))
             }
             Err(ended) => ended.map(Exit::Code),
         };
@@ -268,9 +270,19 @@ async fn run_own(
     Err(CliError::new(Code::Fault, format!("the command {name} is not there")))
 }
 
+/// Returns the place of a command's log. A terminal that shows a screen must not get it.
+fn log_place(command: &CliCommand) -> LogPlace {
+    match command {
+        CliCommand::Top(TopArgs { log_file: Some(file) }) => LogPlace::File(file.clone()),
+        CliCommand::Top(_) if std::io::stderr().is_terminal() => LogPlace::Nowhere,
+        _ => LogPlace::StandardError,
+    }
+}
+
 /// Runs a command in a runtime, with its log and its metrics.
 fn start<Command: Future<Output = Result<Exit, CliError>>>(
     log: Option<LogFormat>,
+    place: &LogPlace,
     is_service: bool,
     command: impl FnOnce() -> (Command, Option<Metrics>),
 ) -> Result<Exit, CliError> {
@@ -280,7 +292,7 @@ fn start<Command: Future<Output = Result<Exit, CliError>>>(
     if format == LogFormat::Json {
         output::use_json_notes();
     }
-    let telemetry = Telemetry::start(format, level)?;
+    let telemetry = Telemetry::start(format, level, place)?;
     let (command, metrics) = command();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =

@@ -1,16 +1,25 @@
 //! Logs and traces of the program.
 //!
-//! Logs go to standard error, as text or JSON; `MACHINIST_LOG` (else `RUST_LOG`) sets the log level. Traces are exported
+//! Logs go to standard error, as text or JSON, or to a file where a command has the whole screen; `MACHINIST_LOG` (else `RUST_LOG`) sets the log level. Traces are exported
 //! by OTLP over http/protobuf when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; all
 //! standard `OTEL_*` variables hold. Metrics of a worker are exported in the same way ([`crate::metrics`]). The exporter uses plain http, so that the program needs no second TLS library.
 
-use std::{env, fmt, io::IsTerminal, sync::OnceLock};
+use std::{
+    env, fmt,
+    fs::{File, OpenOptions},
+    io::IsTerminal,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use tracing::{Level, Metadata, field::Field};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::{FilterExt, LevelFilter, filter_fn},
-    fmt::format::{Writer, debug_fn},
+    fmt::{
+        format::{Writer, debug_fn},
+        writer::BoxMakeWriter,
+    },
     layer::SubscriberExt,
     reload,
     util::SubscriberInitExt,
@@ -28,6 +37,41 @@ use crate::{
 pub(crate) struct Telemetry {
     #[cfg(feature = "otel")]
     provider: Option<opentelemetry_sdk::trace::SdkTracerProvider>,
+}
+
+/// Place of the logs.
+#[derive(Debug)]
+pub(crate) enum LogPlace {
+    StandardError,
+    /// This file, at its end.
+    File(PathBuf),
+    /// No place: the screen shows something else.
+    Nowhere,
+}
+
+impl LogPlace {
+    /// Returns the writer of the logs, and whether it may get colours.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    fn writer(&self) -> Result<(BoxMakeWriter, bool), CliError> {
+        Ok(match self {
+            Self::StandardError => (
+                BoxMakeWriter::new(std::io::stderr),
+                is_coloured(std::io::stderr().is_terminal(), |name| env::var_os(name)),
+            ),
+            Self::File(path) => {
+                let file: File =
+                    OpenOptions::new().create(true).append(true).open(path).map_err(|error| {
+                        CliError::from_error(Code::Configuration, &error)
+                            .context(format_args!("--log-file: {} cannot be opened", path.display()))
+                            .remedy("name a file in a folder where this user may write")
+                    })?;
+                (BoxMakeWriter::new(Arc::new(file)), false)
+            }
+            Self::Nowhere => (BoxMakeWriter::new(std::io::sink), false),
+        })
+    }
 }
 
 type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
@@ -54,9 +98,9 @@ impl Telemetry {
     /// outside of any runtime, because the exporter has its own.
     ///
     /// # Errors
-    /// A variable cannot be read.
-    pub(crate) fn start(format: LogFormat, level: &str) -> Result<Self, CliError> {
-        let logs = logs(format, filter(level)?);
+    /// A variable cannot be read, or the file of the log cannot be opened.
+    pub(crate) fn start(format: LogFormat, level: &str, place: &LogPlace) -> Result<Self, CliError> {
+        let logs = logs(format, filter(level)?, place.writer()?);
         #[cfg(feature = "otel")]
         let (provider, problem) = match otel::provider() {
             Ok(provider) => (provider, None),
@@ -103,19 +147,17 @@ fn filter(level: &str) -> Result<EnvFilter, CliError> {
     })
 }
 
-fn logs(format: LogFormat, filter: EnvFilter) -> BoxedLayer {
+fn logs(format: LogFormat, filter: EnvFilter, (writer, coloured): (BoxMakeWriter, bool)) -> BoxedLayer {
     let (filter, handle) = reload::Layer::new(filter);
     // Set once: a program starts its logging once.
     let _again = FILTER.set(handle);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let filter = filter.and(filter_fn(holds_no_secret));
     match format {
         LogFormat::Json => layer.json().flatten_event(true).with_span_list(false).with_filter(filter).boxed(),
-        LogFormat::Human => layer
-            .with_ansi(is_coloured(std::io::stderr().is_terminal(), |name| env::var_os(name)))
-            .fmt_fields(debug_fn(format_field))
-            .with_filter(filter)
-            .boxed(),
+        LogFormat::Human => {
+            layer.with_ansi(coloured).fmt_fields(debug_fn(format_field)).with_filter(filter).boxed()
+        }
     }
 }
 

@@ -25,6 +25,7 @@ mod nightly;
 mod package;
 mod report;
 pub mod services;
+pub mod terminal;
 mod test;
 mod tidy;
 
@@ -107,7 +108,7 @@ enum Task {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum Action {
-    /// Install the Debian packages of RabbitMQ, Redis and PostgreSQL where they are missing.
+    /// Install the Debian packages of RabbitMQ, Redis and PostgreSQL, and tmux, where they are missing.
     Install,
     /// Install what is missing, start the servers with empty data unless they run, and return when they answer.
     Up,
@@ -141,6 +142,7 @@ fn run(cli: Cli) -> Result<bool> {
             match action {
                 Action::Install => {
                     Release::provide(rabbitmq, &workspace, &interrupt)?;
+                    services::install_missing(&[services::TERMINAL])?;
                 }
                 Action::Up => {
                     let services = services.with_postgres();

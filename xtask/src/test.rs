@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     command::{self, Workspace, display},
     interrupt::Interrupt,
-    services::{Endpoints, Major, Release, Services},
+    services::{Endpoints, Major, Release, Services, TERMINAL, install_missing},
 };
 
 const AMQP_URL: &str = "MACHINIST_TEST_AMQP_URL";
@@ -38,6 +38,7 @@ pub(crate) fn run(
         return cargo_test(workspace, interrupt, args, &at);
     }
     let release = Release::provide(rabbitmq, workspace, interrupt)?;
+    install_missing(&[TERMINAL])?;
     let services = Services::at(&workspace.services_dir())?.with_release(release.clone()).with_postgres();
     let up = services.up(interrupt)?;
     say!("{}", up.report());

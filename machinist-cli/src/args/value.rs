@@ -53,7 +53,7 @@ pub(super) fn look_ahead(text: &str) -> Result<u16, String> {
 }
 
 /// Reads the state of a task.
-pub(super) fn task_state(text: &str) -> Result<TaskState, String> {
+pub(crate) fn task_state(text: &str) -> Result<TaskState, String> {
     let known = [
         TaskState::Pending,
         TaskState::Received,

@@ -30,20 +30,20 @@ pub(super) enum BulkChange {
 
 /// One selected task.
 #[derive(Serialize)]
-struct BulkRow<'a> {
+pub(super) struct BulkRow<'a> {
     id: &'a str,
     name: Option<&'a str>,
     queue: Option<&'a str>,
     /// State before the change.
     state: TaskState,
     /// `revoked`, `asked`, `already`, `sent_again`, `runs_now`, `refused`; with --dry-run `selected`.
-    done: &'static str,
+    pub(super) done: &'static str,
     /// Id of the new task.
     #[serde(skip_serializing_if = "Option::is_none")]
     as_task: Option<String>,
     /// Reason that it was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
-    why: Option<String>,
+    pub(super) why: Option<String>,
 }
 
 /// Tasks that a selection has found, and the number of tasks that it has looked at.
@@ -210,7 +210,11 @@ async fn select(app: &App, list: TaskList, args: &BulkArgs) -> Result<Selected, 
 ///
 /// # Errors
 /// A server cannot be asked: the others would fail as well.
-async fn apply<'a>(client: &Client, change: BulkChange, record: &'a Record) -> Result<BulkRow<'a>, CliError> {
+pub(super) async fn apply<'a>(
+    client: &Client,
+    change: BulkChange,
+    record: &'a Record,
+) -> Result<BulkRow<'a>, CliError> {
     let id = &record.id;
     let done = match change {
         BulkChange::Revoke { terminate } => {

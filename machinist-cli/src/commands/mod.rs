@@ -39,6 +39,7 @@ mod send_flow;
 mod status;
 mod task_log;
 mod tasks;
+mod top;
 mod why;
 mod worker;
 mod worker_tasks;
@@ -109,6 +110,7 @@ pub(crate) async fn run(
         CliCommand::Queues(args) => queues::run(args, &settings(flags)?, json).await,
         CliCommand::Fleet => fleet::run(&settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
+        CliCommand::Top(_) => Box::pin(top::run(&settings(flags)?, json)).await,
         CliCommand::Why(args) => why::run(&args, &settings(flags)?, json).await,
         CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,
         CliCommand::Revoke(args) => revoke::run(&args, &settings(flags)?, json).await,

@@ -103,7 +103,7 @@ pub(super) async fn run(
 
 /// Prints the list once, with the notes.
 async fn look(app: &App, settings: &Settings, json: bool) -> Result<(), CliError> {
-    let details = details(app, settings).await?;
+    let details = details(app, &configured(settings)).await?;
     print(&details, json)?;
     note_unknown(&details);
     refused::note(app).await?;
@@ -119,14 +119,18 @@ async fn look_on(app: &App, settings: &Settings, json: bool) -> Result<(), CliEr
         if !json {
             output::line("")?;
         }
-        print(&details(app, settings).await?, json)?;
+        print(&details(app, &configured(settings)).await?, json)?;
     }
 }
 
+/// Returns the queues of the settings.
+fn configured(settings: &Settings) -> Vec<QueueName> {
+    settings.worker.named_queues().collect()
+}
+
 /// Returns what is known about the queues that are listed or configured, and forgets those that are long gone.
-async fn details(app: &App, settings: &Settings) -> Result<Vec<QueueDetails>, CliError> {
+pub(super) async fn details(app: &App, configured: &[QueueName]) -> Result<Vec<QueueDetails>, CliError> {
     let mut listed = listed(app).await?;
-    let configured: Vec<_> = settings.worker.named_queues().collect();
     let names: BTreeSet<QueueName> = configured.iter().chain(listed.keys()).cloned().collect();
     let details = app.client().queue_details(&names.into_iter().collect::<Vec<_>>()).await?;
     listed.retain(|queue, _| !configured.contains(queue));

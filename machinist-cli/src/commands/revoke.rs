@@ -31,6 +31,23 @@ struct RevokeOutput<'a> {
     state: TaskState,
 }
 
+/// Returns the answer to a revocation as a word, the state of the task then, and a sentence.
+pub(super) fn words(answer: &Revoked, terminate: bool) -> (&'static str, TaskState, String) {
+    match answer {
+        Revoked::Ended => ("ended", TaskState::Failure, "revoked: it will not run".to_owned()),
+        Revoked::Asked if terminate => ("asked", TaskState::Started, "it runs, and is cut off".to_owned()),
+        Revoked::Asked => ("asked", TaskState::Started, "it runs, and was asked to end".to_owned()),
+        Revoked::Already(state) => ("already", *state, format!("it had ended already: {state}")),
+    }
+}
+
+/// Returns a sentence about the revocation of a workflow.
+pub(super) fn workflow_text(ended: u32, asked: u32) -> String {
+    format!(
+        "revoked: nothing more of it starts; tasks that ended: {ended}; running tasks asked to end: {asked}"
+    )
+}
+
 pub(super) async fn run(args: &RevokeArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let Some(id) = &args.id else {
         return bulk::run(BulkChange::Revoke { terminate: args.terminate }, &args.bulk, settings, json).await;
@@ -47,23 +64,14 @@ pub(super) async fn run(args: &RevokeArgs, settings: &Settings, json: bool) -> R
         if json {
             output::json(&RevokeWorkflowOutput { id: id.as_str(), ended, asked })?;
         } else {
-            output::line(&format!(
-                "revoked: nothing more of it starts; tasks that ended: {ended}; running tasks asked to end: {asked}"
-            ))?;
+            output::line(&workflow_text(ended, asked))?;
         }
         app.flush_events().await;
         app.broker().close().await;
         return Ok(Code::Success);
     }
     let answer = if args.terminate { client.terminate(id).await? } else { client.revoke(id).await? };
-    let (revoked, state, text) = match answer {
-        Revoked::Ended => ("ended", TaskState::Failure, "revoked: it will not run".to_owned()),
-        Revoked::Asked if args.terminate => {
-            ("asked", TaskState::Started, "it runs, and is cut off".to_owned())
-        }
-        Revoked::Asked => ("asked", TaskState::Started, "it runs, and was asked to end".to_owned()),
-        Revoked::Already(state) => ("already", state, format!("it had ended already: {state}")),
-    };
+    let (revoked, state, text) = words(&answer, args.terminate);
     if json {
         output::json(&RevokeOutput { id: id.as_str(), revoked, state })?;
     } else {

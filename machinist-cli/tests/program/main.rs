@@ -31,6 +31,7 @@ mod signing;
 mod sizes;
 mod support;
 mod time;
+mod top;
 #[cfg(feature = "otel")]
 mod traces;
 mod undelivered;
