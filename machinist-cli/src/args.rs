@@ -13,6 +13,8 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod value;
+#[cfg(feature = "web")]
+mod web;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -37,6 +39,8 @@ pub(crate) use task::{
 };
 pub(crate) use tasks::{FailuresArgs, FailuresCommand, GroupArgs, TasksArgs};
 pub(crate) use value::ExpiryArg;
+#[cfg(feature = "web")]
+pub(crate) use web::{WebArgs, WebCommand};
 
 use value::{concurrency, health_address, look_ahead, queues};
 
@@ -62,6 +66,22 @@ pub(crate) struct Cli {
     pub(crate) global: GlobalArgs,
     #[command(subcommand)]
     pub(crate) command: CliCommand,
+}
+
+impl Cli {
+    /// Returns the settings of the command line, with those of the flags of its command.
+    pub(crate) fn overrides(&self) -> Overrides {
+        match &self.command {
+            CliCommand::Worker(worker) => self.global.overrides(Some(worker)),
+            #[cfg(feature = "web")]
+            CliCommand::Web(web) => Overrides {
+                web_listen: web.listen,
+                web_read_only: web.read_only,
+                ..self.global.overrides(None)
+            },
+            _ => self.global.overrides(None),
+        }
+    }
 }
 
 /// Flags that every command accepts.
@@ -137,6 +157,7 @@ impl GlobalArgs {
             concurrency: worker.and_then(|w| w.concurrency).map(usize::from),
             grace: worker.and_then(|w| w.grace),
             machinery_config: worker.and_then(|w| w.machinery_config.clone()),
+            ..Overrides::default()
         }
     }
 }
@@ -170,6 +191,9 @@ pub(crate) enum CliCommand {
     Periodic(PeriodicCommand),
     /// List the queues with what waits, comes and goes, or peek into, pause, resume, purge or delete one
     Queues(QueuesArgs),
+    /// Serve the dashboard to browsers, and its JSON API
+    #[cfg(feature = "web")]
+    Web(WebArgs),
     /// Say why a task or a queue stands still, and what to do
     Why(WhyArgs),
     /// Search tasks that have ended, run or wait

@@ -174,6 +174,9 @@ impl Program {
                 };
                 let (is_worker, is_served) = (worker.is_some(), worker.map(|worker| worker.health.is_some()));
                 let tasks: BuildWorker<'_> = Box::new(|worker| Box::pin(tasks(worker)));
+                #[cfg(feature = "web")]
+                let is_worker =
+                    is_worker || matches!(&cli.command, CliCommand::Web(web) if web.command.is_none());
                 start(cli.global.log, is_worker, || {
                     let metrics = is_served.and_then(metrics::start);
                     (commands::run(*cli, &connectors, tasks, metrics.clone()), metrics)

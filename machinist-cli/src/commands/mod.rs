@@ -39,6 +39,8 @@ mod send_flow;
 mod status;
 mod task_log;
 mod tasks;
+#[cfg(feature = "web")]
+mod web;
 mod why;
 mod worker;
 mod worker_tasks;
@@ -71,11 +73,7 @@ pub(crate) async fn run(
     build: BuildWorker<'_>,
     metrics: Option<Metrics>,
 ) -> Result<Exit, CliError> {
-    let worker = match &cli.command {
-        CliCommand::Worker(worker) => Some(worker),
-        _ => None,
-    };
-    let flags = cli.global.overrides(worker);
+    let flags = cli.overrides();
     let json = cli.global.json;
     let settings = |flags| Settings::load_with(connectors, flags);
     let code = match cli.command {
@@ -109,6 +107,8 @@ pub(crate) async fn run(
         CliCommand::Queues(args) => queues::run(args, &settings(flags)?, json).await,
         CliCommand::Fleet => fleet::run(&settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
+        #[cfg(feature = "web")]
+        CliCommand::Web(args) => web::run(args, &settings(flags)?, json).await,
         CliCommand::Why(args) => why::run(&args, &settings(flags)?, json).await,
         CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,
         CliCommand::Revoke(args) => revoke::run(&args, &settings(flags)?, json).await,

@@ -33,5 +33,7 @@ mod time;
 mod traces;
 mod undelivered;
 mod visible;
+#[cfg(feature = "web")]
+mod web;
 mod worker_settings;
 mod workflows;
