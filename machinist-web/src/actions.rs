@@ -22,7 +22,7 @@ const MAX_SUBJECT: usize = 200;
 
 /// Result of an action: JSON for programs, and a sentence for people.
 #[derive(Debug)]
-pub(crate) struct Done {
+pub(crate) struct ActionResult {
     pub(crate) body: Value,
     /// One sentence.
     pub(crate) text: String,
@@ -32,7 +32,7 @@ pub(crate) struct Done {
     pub(crate) task: Option<String>,
 }
 
-impl Done {
+impl ActionResult {
     fn whole(body: Value, text: impl Into<String>) -> Self {
         Self { body, text: text.into(), is_whole: true, task: None }
     }
@@ -48,8 +48,8 @@ async fn act(
     right: Right,
     action: &str,
     subject: &str,
-    acting: impl Future<Output = Result<Done, WebError>>,
-) -> Result<Done, WebError> {
+    acting: impl Future<Output = Result<ActionResult, WebError>>,
+) -> Result<ActionResult, WebError> {
     let done = match actor.check(right) {
         Ok(()) => acting.await,
         Err(refused) => Err(refused),
@@ -91,7 +91,7 @@ async fn is_root(site: &Site, id: &TaskId) -> Result<bool, WebError> {
 }
 
 /// Sends a failed task or workflow again. A task that waits for its next run runs now.
-pub(crate) async fn retry(site: &Site, actor: &Actor, id: &str) -> Result<Done, WebError> {
+pub(crate) async fn retry(site: &Site, actor: &Actor, id: &str) -> Result<ActionResult, WebError> {
     let acting = async {
         let (client, id) = (site.client(), task_id(id)?);
         let again = if is_root(site, &id).await? {
@@ -112,13 +112,13 @@ pub(crate) async fn retry(site: &Site, actor: &Actor, id: &str) -> Result<Done, 
         } else {
             "It was sent again, as this task."
         };
-        Ok(Done::sent(json!({"id": again, "retry_of": id}), text, &again))
+        Ok(ActionResult::sent(json!({"id": again, "retry_of": id}), text, &again))
     };
     act(actor, Right::Retry, "retry", id, acting).await
 }
 
 /// Revokes a task or a workflow.
-pub(crate) async fn revoke(site: &Site, actor: &Actor, id: &str) -> Result<Done, WebError> {
+pub(crate) async fn revoke(site: &Site, actor: &Actor, id: &str) -> Result<ActionResult, WebError> {
     let acting = async {
         let (client, id) = (site.client(), task_id(id)?);
         if is_root(site, &id).await? {
@@ -126,14 +126,14 @@ pub(crate) async fn revoke(site: &Site, actor: &Actor, id: &str) -> Result<Done,
             let text = format!(
                 "Nothing more of it starts. Tasks that ended: {ended}; running tasks asked to end: {asked}."
             );
-            return Ok(Done::whole(json!({"id": id, "ended": ended, "asked": asked}), text));
+            return Ok(ActionResult::whole(json!({"id": id, "ended": ended, "asked": asked}), text));
         }
         let (revoked, state, text) = match client.revoke(&id).await? {
             Revoked::Ended => ("ended", TaskState::Failure, "It will not run.".to_owned()),
             Revoked::Asked => ("asked", TaskState::Started, "It runs, and was asked to end.".to_owned()),
             Revoked::Already(state) => ("already", state, format!("It had ended already: {state}.")),
         };
-        Ok(Done::whole(json!({"id": id, "revoked": revoked, "state": state}), text))
+        Ok(ActionResult::whole(json!({"id": id, "revoked": revoked, "state": state}), text))
     };
     let done = act(actor, Right::Revoke, "revoke", id, acting).await;
     site.app.flush_events().await;
@@ -157,7 +157,7 @@ pub(crate) async fn send(
     site: &Site,
     actor: &Actor,
     call: Result<TaskCall, WebError>,
-) -> Result<Done, WebError> {
+) -> Result<ActionResult, WebError> {
     let subject = call.as_ref().map(|call| call.name.clone()).unwrap_or_default();
     let acting = async {
         let call = call?;
@@ -175,12 +175,12 @@ pub(crate) async fn send(
             signature = signature.queue(queue.as_str());
         }
         let sent = site.client().send(signature).await?;
-        Ok(Done::sent(json!({"id": sent.id()}), "It was sent.", sent.id()))
+        Ok(ActionResult::sent(json!({"id": sent.id()}), "It was sent.", sent.id()))
     };
     act(actor, Right::Send, "send", &subject, acting).await
 }
 
-fn answered(action: &str, id: &str, results: &[OrderResult]) -> Done {
+fn answered(action: &str, id: &str, results: &[OrderResult]) -> ActionResult {
     let done = results.iter().filter(|result| result.done).count();
     let refused: Vec<&str> =
         results.iter().filter(|result| !result.done).map(|result| result.worker.as_str()).collect();
@@ -189,7 +189,7 @@ fn answered(action: &str, id: &str, results: &[OrderResult]) -> Done {
         text = format!("{text} Not obeyed: {}.", refused.join(", "));
     }
     let body = serde_json::to_value(OrderView::new(id, results)).unwrap_or_default();
-    Done { is_whole: refused.is_empty(), ..Done::whole(body, text) }
+    ActionResult { is_whole: refused.is_empty(), ..ActionResult::whole(body, text) }
 }
 
 /// Pauses a queue, or resumes it.
@@ -198,7 +198,7 @@ pub(crate) async fn switch_queue(
     actor: &Actor,
     queue: &str,
     pause: bool,
-) -> Result<Done, WebError> {
+) -> Result<ActionResult, WebError> {
     let word = if pause { "pause queue" } else { "resume queue" };
     let acting = async {
         let (client, name) = (site.client(), queue_name(queue)?);
@@ -215,7 +215,7 @@ pub(crate) async fn order(
     actor: &Actor,
     worker: &str,
     action: WorkerAction,
-) -> Result<Done, WebError> {
+) -> Result<ActionResult, WebError> {
     let word = format!("{} worker", action.as_str());
     let acting = async {
         let client = site.client();
@@ -250,7 +250,7 @@ pub(crate) async fn change_periodic(
     actor: &Actor,
     name: &str,
     change: PeriodicChange,
-) -> Result<Done, WebError> {
+) -> Result<ActionResult, WebError> {
     let word = match change {
         PeriodicChange::Pause => "pause periodic task",
         PeriodicChange::Resume => "resume periodic task",
@@ -261,16 +261,16 @@ pub(crate) async fn change_periodic(
         match change {
             PeriodicChange::Pause => {
                 client.pause_periodic(name).await?;
-                Ok(Done::whole(json!({"name": name, "paused": true}), "It is paused."))
+                Ok(ActionResult::whole(json!({"name": name, "paused": true}), "It is paused."))
             }
             PeriodicChange::Resume => {
                 client.resume_periodic(name).await?;
-                Ok(Done::whole(json!({"name": name, "paused": false}), "It is resumed."))
+                Ok(ActionResult::whole(json!({"name": name, "paused": false}), "It is resumed."))
             }
             PeriodicChange::Trigger => {
                 let sent = client.trigger_periodic(name).await?;
                 let body = json!({"id": sent.id, "tick": sent.tick.to_string()});
-                Ok(Done::sent(body, "An extra tick was sent, as this task.", &sent.id))
+                Ok(ActionResult::sent(body, "An extra tick was sent, as this task.", &sent.id))
             }
         }
     };
@@ -290,7 +290,7 @@ pub(crate) async fn settle(
     actor: &Actor,
     ids: Result<Vec<String>, WebError>,
     change: LetterChange,
-) -> Result<Done, WebError> {
+) -> Result<ActionResult, WebError> {
     let (right, word) = match change {
         LetterChange::Replay => (Right::Replay, "replay"),
         LetterChange::Purge => (Right::Purge, "purge"),
@@ -328,7 +328,7 @@ fn check_number(letters: usize) -> Result<(), WebError> {
 }
 
 /// Returns what became of letters, in words. Those that are not found any more were settled by somebody else.
-fn settlement(ids: &BTreeSet<&String>, settled: &[(DeadLetter, SettledView)], word: &str) -> Done {
+fn settlement(ids: &BTreeSet<&String>, settled: &[(DeadLetter, SettledView)], word: &str) -> ActionResult {
     let rows: Vec<_> = settled
         .iter()
         .map(|(letter, outcome)| DeadLetterView::new(letter, None).settled(outcome.clone()))
@@ -354,7 +354,7 @@ fn settlement(ids: &BTreeSet<&String>, settled: &[(DeadLetter, SettledView)], wo
     if missing > 0 {
         text = format!("{text} Not there any more: {missing}.");
     }
-    Done { is_whole: refused == 0, ..Done::whole(Value::Array(rows), text) }
+    ActionResult { is_whole: refused == 0, ..ActionResult::whole(Value::Array(rows), text) }
 }
 
 /// Returns the error of a body that cannot be read.

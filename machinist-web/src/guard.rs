@@ -1,4 +1,4 @@
-//! What every request passes: who is it, did it come from our own pages, and the headers that every answer has.
+//! Checks of every request: the author, the origin in our own pages; and the headers of every answer.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -17,7 +17,7 @@ use axum::{
 };
 
 use crate::{
-    access::{Actor, Proof, origin},
+    access::{Actor, IdentityProof, origin},
     link,
     pages::{Frame, error_page},
     site::Site,
@@ -63,7 +63,7 @@ async fn admit(site: &Site, parts: &Parts) -> Result<Option<Actor>, Box<Response
         .identify(&site.app, parts, from)
         .await
         .map_err(|error| Box::new(refuse(site, parts, error)))?;
-    let is_token = known.as_ref().is_some_and(|(_, proof)| *proof == Proof::Token);
+    let is_token = known.as_ref().is_some_and(|(_, proof)| *proof == IdentityProof::Token);
     if !is_safe(&parts.method) && !is_token {
         origin::check(&parts.headers).map_err(|reason| {
             let error = WebError::forbidden(format!("the request was refused: {reason}"));

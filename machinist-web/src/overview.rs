@@ -1,9 +1,9 @@
-//! What is wrong now, in words with links. Pure.
+//! Troubles of this moment, in words with links. Pure.
 
 use machinist::{FailureGroups, WorkerInfo, record::WorkerHealth, view::QueueView, visible};
 use serde::Serialize;
 
-use crate::{link, panel::Seen};
+use crate::{link, panel::PanelView};
 
 /// Maximum number of findings of one kind. More of them are counted.
 const MAX_OF_KIND: usize = 5;
@@ -20,9 +20,9 @@ pub(crate) struct Trouble {
 /// All that the first page shows.
 #[derive(Debug)]
 pub(crate) struct Overview {
-    pub(crate) queues: Seen<Vec<QueueView>>,
-    pub(crate) workers: Seen<Vec<WorkerInfo>>,
-    pub(crate) failures: Seen<FailureGroups>,
+    pub(crate) queues: PanelView<Vec<QueueView>>,
+    pub(crate) workers: PanelView<Vec<WorkerInfo>>,
+    pub(crate) failures: PanelView<FailureGroups>,
 }
 
 impl Overview {
@@ -115,8 +115,8 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    fn seen<T>(value: T) -> Seen<T> {
-        Seen { value: Some(Arc::new(value)), age: None, problem: None }
+    fn seen<T>(value: T) -> PanelView<T> {
+        PanelView { value: Some(Arc::new(value)), age: None, problem: None }
     }
 
     #[test]
@@ -127,8 +127,11 @@ mod tests {
             failures: seen(FailureGroups::default()),
         };
         assert_eq!(nothing.troubles(), []);
-        let away =
-            Seen { value: None, age: None, problem: Some("the queues: no answer within 1 s".to_owned()) };
+        let away = PanelView {
+            value: None,
+            age: None,
+            problem: Some("the queues: no answer within 1 s".to_owned()),
+        };
         let texts = Overview { queues: away, ..nothing }.troubles();
         assert_eq!(
             texts.iter().map(|trouble| trouble.text.as_str()).collect::<Vec<_>>(),

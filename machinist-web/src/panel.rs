@@ -33,7 +33,7 @@ struct CurrentValue<T> {
 
 /// Value as a page shows it.
 #[derive(Debug)]
-pub(crate) struct Seen<T> {
+pub(crate) struct PanelView<T> {
     /// The newest value; `None` if there never was one.
     pub(crate) value: Option<Arc<T>>,
     /// Age of a value that is not new.
@@ -52,7 +52,7 @@ impl<T> Panel<T> {
 
 impl<T: Send + Sync + 'static> Panel<T> {
     /// Returns a value that is new, or the last one. `read` begins only if no other page has asked within a second.
-    pub(crate) async fn see<F>(self: &Arc<Self>, read: impl FnOnce() -> F) -> Seen<T>
+    pub(crate) async fn see<F>(self: &Arc<Self>, read: impl FnOnce() -> F) -> PanelView<T>
     where
         F: Future<Output = Result<T, String>> + Send + 'static,
     {
@@ -106,11 +106,11 @@ impl<T: Send + Sync + 'static> Panel<T> {
         });
     }
 
-    fn shown(&self) -> Seen<T> {
+    fn shown(&self) -> PanelView<T> {
         let current = self.current.borrow();
         let late = current.is_reading.then(|| format!("no answer within {} s", PATIENCE.as_secs()));
         let problem = current.problem.clone().or(late);
-        Seen {
+        PanelView {
             value: current.value.clone(),
             age: current.read_at.filter(|_| problem.is_some()).map(|at| at.elapsed()),
             problem: problem.map(|problem| format!("{}: {problem}", self.what)),

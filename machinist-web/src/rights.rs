@@ -1,4 +1,4 @@
-//! What a person may do, as single rights and as roles that are sets of them. Pure.
+//! Single rights of a user, and roles that are sets of them. Pure.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 

@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use crate::{
     access::Access,
     overview::Overview,
-    panel::{Panel, Seen},
+    panel::{Panel, PanelView},
     web_error::{WebError, chain},
 };
 
@@ -70,7 +70,7 @@ impl Site {
     }
 
     /// Returns the known queues with their numbers.
-    pub(crate) async fn queues(&self) -> Seen<Vec<QueueView>> {
+    pub(crate) async fn queues(&self) -> PanelView<Vec<QueueView>> {
         let (client, configured) = (self.client(), self.options.queues.clone());
         self.queues
             .see(move || async move {
@@ -84,7 +84,7 @@ impl Site {
     }
 
     /// Returns the live workers.
-    pub(crate) async fn workers(&self) -> Seen<Vec<WorkerInfo>> {
+    pub(crate) async fn workers(&self) -> PanelView<Vec<WorkerInfo>> {
         let client = self.client();
         self.workers
             .see(move || async move {
@@ -94,7 +94,7 @@ impl Site {
     }
 
     /// Returns the groups of failures.
-    pub(crate) async fn failures(&self) -> Seen<FailureGroups> {
+    pub(crate) async fn failures(&self) -> PanelView<FailureGroups> {
         let client = self.client();
         self.failures
             .see(move || async move { client.failures(None).await.map_err(|error| chain(&error)) })
@@ -102,7 +102,7 @@ impl Site {
     }
 
     /// Returns the periodic tasks.
-    pub(crate) async fn periodic(&self) -> Seen<Vec<PeriodicTask>> {
+    pub(crate) async fn periodic(&self) -> PanelView<Vec<PeriodicTask>> {
         let client = self.client();
         self.periodic
             .see(move || async move { client.periodic_tasks().await.map_err(|error| chain(&error)) })

@@ -18,9 +18,9 @@ const MAX_PARAMETERS: usize = 100;
 
 /// Parameters of a request, in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Parameters(Vec<(String, String)>);
+pub(crate) struct QueryFields(Vec<(String, String)>);
 
-impl Parameters {
+impl QueryFields {
     pub(crate) fn parse(encoded: &[u8]) -> Self {
         let pairs = url::form_urlencoded::parse(encoded).take(MAX_PARAMETERS);
         Self(pairs.map(|(name, value)| (name.into_owned(), value.into_owned())).collect())
@@ -58,7 +58,7 @@ pub(crate) struct Visit {
     pub(crate) root: String,
     /// Address of this page, from the first page.
     pub(crate) here: String,
-    pub(crate) query: Parameters,
+    pub(crate) query: QueryFields,
 }
 
 impl Visit {
@@ -90,7 +90,7 @@ impl FromRequestParts<Arc<Site>> for Visit {
         let Ok(Extension(actor)) = actor else { return Err(WebError::forbidden("nobody is logged in")) };
         let query = parts.uri.query().unwrap_or_default();
         let path = parts.uri.path().trim_start_matches('/');
-        let query = Parameters::parse(query.as_bytes());
+        let query = QueryFields::parse(query.as_bytes());
         Ok(Self {
             site: Arc::clone(site),
             actor,

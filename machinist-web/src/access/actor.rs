@@ -1,4 +1,4 @@
-//! Who has made a request, by which proof, and from where.
+//! Author of a request, with the proof of the identity and the address.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use crate::{Right, User, web_error::WebError};
 
 /// Proof of a user's identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Proof {
+pub(crate) enum IdentityProof {
     /// The dashboard is for everybody on this host.
     Local,
     /// A session that began with a password.
@@ -23,7 +23,7 @@ pub(crate) enum Proof {
 #[derive(Debug, Clone)]
 pub(crate) struct Actor {
     pub(crate) user: User,
-    pub(crate) proof: Proof,
+    pub(crate) proof: IdentityProof,
     /// Address that the request came from, if the server tells it.
     pub(crate) from: Option<IpAddr>,
     /// `true` if nobody may change anything.

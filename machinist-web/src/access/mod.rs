@@ -1,4 +1,4 @@
-//! Who may use the dashboard: everybody on this host, or those with a password, a token or a trusted proxy.
+//! Access to the dashboard: for everybody on this host, or for those with a password, a token or a trusted proxy.
 
 mod actor;
 mod login;
@@ -28,7 +28,7 @@ use passwords::PasswordFile;
 use throttle::{TRIES_OF_ADDRESS, TRIES_OF_NAME, Throttle, TryKey};
 use tokens::TokenFile;
 
-pub(crate) use actor::{Actor, Proof};
+pub(crate) use actor::{Actor, IdentityProof};
 pub(crate) use login::MAX_AGE;
 pub use login::end_sessions;
 pub use passwords::hash_password;
@@ -163,23 +163,23 @@ impl Access {
         app: &App,
         request: &Parts,
         from: Option<IpAddr>,
-    ) -> Result<Option<(User, Proof)>, WebError> {
+    ) -> Result<Option<(User, IdentityProof)>, WebError> {
         if let Some(user) = self.authenticator.as_ref().and_then(|application| application.user(request)) {
-            return Ok(Some((user, Proof::Application)));
+            return Ok(Some((user, IdentityProof::Application)));
         }
         if let (Some(tokens), Some(token)) = (&self.tokens, bearer(request)) {
             let user = tokens.user(token).map_err(|error| WebError::away(error.to_string()))?;
-            return Ok(user.map(|user| (user, Proof::Token)));
+            return Ok(user.map(|user| (user, IdentityProof::Token)));
         }
         if let Some(user) = self.proxy.as_ref().and_then(|proxy| proxy.user(request, from)) {
-            return Ok(Some((user, Proof::Proxy)));
+            return Ok(Some((user, IdentityProof::Proxy)));
         }
         if let (Some(passwords), Some(id)) = (&self.passwords, session_id(request)) {
             let user = login::user(app, passwords, &id).await?;
-            return Ok(user.map(|user| (user, Proof::Session)));
+            return Ok(user.map(|user| (user, IdentityProof::Session)));
         }
         let everybody = (self.is_local && !self.is_authenticated())
-            .then(|| (User::new("local", UserRole::Admin), Proof::Local));
+            .then(|| (User::new("local", UserRole::Admin), IdentityProof::Local));
         Ok(everybody)
     }
 

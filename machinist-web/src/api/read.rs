@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     actions, pages,
-    panel::Seen,
+    panel::PanelView,
     site::{Site, look},
     visit::Visit,
     web_error::WebError,
@@ -37,7 +37,7 @@ fn json(value: impl serde::Serialize) -> Read {
 }
 
 /// Returns the value of a panel, or the reason that there is none.
-fn known<T>(seen: &Seen<T>) -> Result<&T, WebError> {
+fn known<T>(seen: &PanelView<T>) -> Result<&T, WebError> {
     match (&seen.value, &seen.problem) {
         (Some(value), _) => Ok(value),
         (None, problem) => Err(WebError::away(problem.as_deref().unwrap_or("nothing is known yet"))),

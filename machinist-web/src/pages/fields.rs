@@ -6,7 +6,7 @@ use machinist::{record::TaskState, show_duration, view::ArgsView, visible};
 use maud::{Markup, html};
 use serde::Serialize;
 
-use crate::{Right, link, panel::Seen, visit::Visit};
+use crate::{Right, link, panel::PanelView, visit::Visit};
 
 /// Maximum size of a payload that a page shows, in bytes. The API has the rest.
 const MAX_PAYLOAD: usize = 4096;
@@ -147,7 +147,7 @@ pub(super) fn queue_link(root: &str, name: &str) -> Markup {
 }
 
 /// Says what did not answer, and how old the shown value is.
-pub(super) fn late<T>(seen: &Seen<T>) -> Markup {
+pub(super) fn late<T>(seen: &PanelView<T>) -> Markup {
     html! {
         @if let Some(problem) = &seen.problem {
             p.late role="status" {

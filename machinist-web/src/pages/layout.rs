@@ -8,9 +8,9 @@ use machinist::{TaskId, visible};
 use maud::{DOCTYPE, Markup, html};
 
 use crate::{
-    access::{Actor, Proof},
+    access::{Actor, IdentityProof},
     link,
-    visit::{Parameters, Visit},
+    visit::{QueryFields, Visit},
     web_error::WebError,
 };
 
@@ -38,7 +38,7 @@ const NOTICES: [(&str, &str); 9] = [
     ("send", "It was sent."),
 ];
 
-/// What the frame of a page shows.
+/// Content of the frame of a page.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Frame<'a> {
     /// Way to the first page.
@@ -49,7 +49,7 @@ pub(crate) struct Frame<'a> {
     pub(crate) actor: Option<&'a Actor>,
     /// Address of the page, from the first page.
     pub(crate) here: &'a str,
-    pub(crate) query: Option<&'a Parameters>,
+    pub(crate) query: Option<&'a QueryFields>,
 }
 
 impl<'a> Frame<'a> {
@@ -107,7 +107,7 @@ impl<'a> Frame<'a> {
             div.person {
                 span { (visible::one_line(actor.user.name())) }
                 @if actor.read_only { span.mark { "read-only" } }
-                @if actor.proof == Proof::Session {
+                @if actor.proof == IdentityProof::Session {
                     form method="post" action={ (self.root) "logout" } { button { "Log out" } }
                 }
             }

@@ -20,7 +20,7 @@ use crate::{
     access::{LoginError, MAX_AGE, SESSION_COOKIE},
     link,
     site::Site,
-    visit::{Parameters, root_of},
+    visit::{QueryFields, root_of},
     web_error::WebError,
 };
 
@@ -65,7 +65,7 @@ pub(crate) async fn login(
     uri: Uri,
 ) -> Response {
     let stranger = Stranger::new(site, &uri, original.as_ref().map(|Extension(original)| original));
-    let query = Parameters::parse(uri.query().unwrap_or_default().as_bytes());
+    let query = QueryFields::parse(uri.query().unwrap_or_default().as_bytes());
     stranger.page(StatusCode::OK, query.text("back"), None)
 }
 
@@ -79,7 +79,7 @@ pub(crate) async fn log_in(
     body: Bytes,
 ) -> Response {
     let stranger = Stranger::new(site, &uri, original.as_ref().map(|Extension(original)| original));
-    let fields = Parameters::parse(&body);
+    let fields = QueryFields::parse(&body);
     let from = peer.map(|Extension(ConnectInfo(peer))| peer.ip());
     let (name, back) = (fields.text("name"), fields.text("back"));
     // A password may begin with a blank.

@@ -13,7 +13,7 @@ use super::{
     fields::{grouped, late, number, queue_link, rate, seconds},
     layout::Frame,
 };
-use crate::{overview::Overview, panel::Seen, site::Site, visit::Visit};
+use crate::{overview::Overview, panel::PanelView, site::Site, visit::Visit};
 
 /// Number of queues on the first page: those with the most messages.
 const MAX_QUEUES: usize = 50;
@@ -58,7 +58,7 @@ fn troubles(overview: &Overview, root: &str) -> Markup {
     }
 }
 
-fn queues(seen: &Seen<Vec<QueueView>>, root: &str) -> Markup {
+fn queues(seen: &PanelView<Vec<QueueView>>, root: &str) -> Markup {
     let all = seen.value.as_deref().map(Vec::as_slice).unwrap_or_default();
     let mut busiest: Vec<&QueueView> = all.iter().collect();
     busiest.sort_by_key(|queue| std::cmp::Reverse(queue.ready.unwrap_or(0) + queue.unacked.unwrap_or(0)));
@@ -102,7 +102,7 @@ fn queue_state(queue: &QueueView) -> &'static str {
     }
 }
 
-fn workers(seen: &Seen<Vec<WorkerInfo>>, root: &str) -> Markup {
+fn workers(seen: &PanelView<Vec<WorkerInfo>>, root: &str) -> Markup {
     let all = seen.value.as_deref().map(Vec::as_slice).unwrap_or_default();
     let of = |state: PresenceState| all.iter().filter(|worker| worker.state == state).count();
     let (running, slots) = all.iter().fold((0_u64, 0_u64), |(running, slots), worker| {

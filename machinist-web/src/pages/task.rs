@@ -1,4 +1,4 @@
-//! One task: what has become of it and why, its attempts in time, arguments, results, error, log, and what can be done.
+//! One task: its state and the reason, its attempts in time, arguments, results, error, log, and buttons.
 
 use std::sync::Arc;
 

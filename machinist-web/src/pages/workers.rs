@@ -13,7 +13,7 @@ use super::{
     fields::{button, cell, field, grouped, late, queue_link, task_link, time},
     layout::answer_page,
 };
-use crate::{Right, link, panel::Seen, site::Site, visit::Visit, web_error::WebError};
+use crate::{Right, link, panel::PanelView, site::Site, visit::Visit, web_error::WebError};
 
 /// Number of workers on one page.
 const PAGE_SIZE: usize = 200;
@@ -93,7 +93,10 @@ pub(crate) async fn worker(
 ///
 /// # Errors
 /// No live worker is called so, or the workers are not known.
-pub(crate) fn known<'a>(seen: &'a Seen<Vec<WorkerInfo>>, name: &str) -> Result<&'a WorkerInfo, WebError> {
+pub(crate) fn known<'a>(
+    seen: &'a PanelView<Vec<WorkerInfo>>,
+    name: &str,
+) -> Result<&'a WorkerInfo, WebError> {
     let Some(workers) = &seen.value else {
         return Err(WebError::away(seen.problem.as_deref().unwrap_or("the workers are not known yet")));
     };

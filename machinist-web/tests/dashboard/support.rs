@@ -31,7 +31,7 @@ pub(crate) const TOKENS: &str =
     "v:viewer:viewer-viewer-viewer\no:operator:operator-operator\na:admin:admin-admin-admin\n";
 
 async fn fail(text: String) -> Result<(), TaskError> {
-    Err(TaskError::new(text).permanent())
+    Err(TaskError::permanent(text))
 }
 
 async fn echo(text: String) -> Result<String, TaskError> {
