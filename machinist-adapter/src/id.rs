@@ -187,11 +187,13 @@ pub enum RecordKind {
     Unique,
     /// The log of a task: the lines of its runs.
     Log,
+    /// The session of a person in the dashboard.
+    Login,
 }
 
 impl RecordKind {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Task,
         Self::DeadLetter,
         Self::Session,
@@ -204,6 +206,7 @@ impl RecordKind {
         Self::Limit,
         Self::Unique,
         Self::Log,
+        Self::Login,
     ];
 
     /// Returns the kind that is stored under this word.
@@ -226,6 +229,7 @@ impl RecordKind {
             Self::Limit => "limit",
             Self::Unique => "unique",
             Self::Log => "log",
+            Self::Login => "login",
         }
     }
 }

@@ -14,6 +14,8 @@ mod tasks;
 mod tests;
 mod top;
 mod value;
+#[cfg(feature = "web")]
+mod web;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -39,6 +41,8 @@ pub(crate) use task::{
 pub(crate) use tasks::{FailuresArgs, FailuresCommand, GroupArgs, TasksArgs};
 pub(crate) use top::TopArgs;
 pub(crate) use value::{ExpiryArg, task_state};
+#[cfg(feature = "web")]
+pub(crate) use web::{WebArgs, WebCommand};
 
 use value::{concurrency, health_address, look_ahead, queues};
 
@@ -64,6 +68,22 @@ pub(crate) struct Cli {
     pub(crate) global: GlobalArgs,
     #[command(subcommand)]
     pub(crate) command: CliCommand,
+}
+
+impl Cli {
+    /// Returns the settings of the command line, with those of the flags of its command.
+    pub(crate) fn overrides(&self) -> Overrides {
+        match &self.command {
+            CliCommand::Worker(worker) => self.global.overrides(Some(worker)),
+            #[cfg(feature = "web")]
+            CliCommand::Web(web) => Overrides {
+                web_listen: web.listen,
+                web_read_only: web.read_only,
+                ..self.global.overrides(None)
+            },
+            _ => self.global.overrides(None),
+        }
+    }
 }
 
 /// Flags that every command accepts.
@@ -139,6 +159,7 @@ impl GlobalArgs {
             concurrency: worker.and_then(|w| w.concurrency).map(usize::from),
             grace: worker.and_then(|w| w.grace),
             machinery_config: worker.and_then(|w| w.machinery_config.clone()),
+            ..Overrides::default()
         }
     }
 }
@@ -174,6 +195,9 @@ pub(crate) enum CliCommand {
     Queues(QueuesArgs),
     /// Watch queues, workers, tasks and failures on the whole terminal, and act on one
     Top(TopArgs),
+    /// Serve the dashboard to browsers, and its JSON API
+    #[cfg(feature = "web")]
+    Web(WebArgs),
     /// Say why a task or a queue stands still, and what to do
     Why(WhyArgs),
     /// Search tasks that have ended, run or wait

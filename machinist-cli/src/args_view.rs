@@ -1,34 +1,24 @@
 //! Arguments of tasks, as the commands show them. Pure, except that records are read.
 
-use machinist::{App, KnownArgs, TaskId, settings::Settings};
-use serde::Serialize;
-use serde_json::{Map, Value};
+use machinist::{App, KnownArgs, TaskId, settings::Settings, view::ArgsView};
+use serde_json::Value;
 
 use crate::{exit::CliError, spelling::as_argument, visible};
 
 /// Maximum length of the arguments in a row of a table, in characters.
 const ROW_CHARS: usize = 60;
 
-/// Arguments of a task: JSON fields that other views contain.
-#[derive(Debug, Clone, Default, Serialize)]
-pub(crate) struct ArgsView {
-    /// Arguments in order; `None` if they are not shown.
-    args: Option<Vec<Value>>,
-    /// Arguments by name.
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    named_args: Map<String, Value>,
-    /// Reason that they are not shown.
-    args_hidden: Option<String>,
-}
-
-impl ArgsView {
-    pub(crate) fn hidden(why: impl Into<String>) -> Self {
-        Self { args_hidden: Some(why.into()), ..Self::default() }
-    }
-
+/// Arguments of a task, as text.
+pub(crate) trait ArgsText {
     /// Returns the arguments as they would be written on a command line, or the reason that they are not shown. `None` if
     /// they were not read.
-    pub(crate) fn text(&self) -> Option<String> {
+    fn text(&self) -> Option<String>;
+    /// Returns the arguments in few characters, for a row of a table.
+    fn cell(&self) -> String;
+}
+
+impl ArgsText for ArgsView {
+    fn text(&self) -> Option<String> {
         let Some(args) = &self.args else {
             return self.args_hidden.as_deref().map(|why| format!("not shown: {}", visible::one_line(why)));
         };
@@ -37,8 +27,7 @@ impl ArgsView {
         Some(if all.is_empty() { "none".to_owned() } else { visible::one_line(&all.join(" ")) })
     }
 
-    /// Returns the arguments in few characters, for a row of a table.
-    pub(crate) fn cell(&self) -> String {
+    fn cell(&self) -> String {
         let text = self.args.as_ref().and_then(|_| self.text()).unwrap_or_else(|| "-".to_owned());
         match text.char_indices().nth(ROW_CHARS) {
             Some((end, _)) => format!("{}…", &text[..end]),
@@ -67,14 +56,7 @@ pub(crate) async fn arguments(
     let known = app.client().arguments(&ids).await?;
     let view = |(known, (_, name)): (KnownArgs, &(TaskId, Option<&str>))| {
         let set = name.and_then(|name| settings.tasks.get(name)?.hide_args.as_ref());
-        match known {
-            _ if set.is_some_and(|hidden| hidden.value) => ArgsView::hidden("hide_args is set for this task"),
-            KnownArgs::Shown { args, named } => {
-                ArgsView { args: Some(args), named_args: named, args_hidden: None }
-            }
-            KnownArgs::Hidden(why) => ArgsView::hidden(why),
-            _ => ArgsView::hidden("this version does not know their form"),
-        }
+        ArgsView::of(known, set.is_some_and(|hidden| hidden.value))
     };
     Ok(known.into_iter().zip(tasks).map(view).collect())
 }
@@ -82,19 +64,18 @@ pub(crate) async fn arguments(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     #[test]
     fn arguments_are_shown_as_they_are_typed() {
         let named_args = json!({"width": 640}).as_object().unwrap().clone();
-        let args =
-            Some(vec![json!("cat.png"), json!(2), json!("2"), json!("a b"), json!(null), json!("it's")]);
-        let view = ArgsView { args, named_args, args_hidden: None };
+        let args = vec![json!("cat.png"), json!(2), json!("2"), json!("a b"), json!(null), json!("it's")];
+        let view = ArgsView::shown(args, named_args);
         assert_eq!(view.text().unwrap(), r#"cat.png 2 '"2"' 'a b' null 'it'\''s' width=640"#);
-        assert_eq!(ArgsView { args: Some(Vec::new()), ..ArgsView::default() }.text().unwrap(), "none");
+        assert_eq!(ArgsView::shown(Vec::new(), Map::new()).text().unwrap(), "none");
         assert_eq!(ArgsView::hidden("they are encrypted").text().unwrap(), "not shown: they are encrypted");
         assert_eq!(ArgsView::default().text(), None);
-        let long = ArgsView { args: Some(vec![json!("ä".repeat(200))]), ..ArgsView::default() };
+        let long = ArgsView::shown(vec![json!("ä".repeat(200))], Map::new());
         assert_eq!(long.cell().chars().count(), ROW_CHARS + 1);
         assert_eq!(ArgsView::hidden("x").cell(), "-");
     }

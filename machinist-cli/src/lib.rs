@@ -23,6 +23,7 @@
 //! | feature | default | adds |
 //! |---|---|---|
 //! | `amqp`, `redis`, `sqlite`, `postgres` | yes | the adapters |
+//! | `web` | yes | the dashboard in a browser, `machinist web` |
 //! | `otel` | yes | export of traces and metrics by OTLP |
 //! | `man` | no | a hidden command that writes manual pages, for packages of distributions |
 
@@ -47,12 +48,11 @@ mod supervisor;
 mod systemd;
 mod telemetry;
 mod view;
-mod visible;
 mod workflow_view;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use machinist::WorkerBuilder;
+use machinist::{WorkerBuilder, visible};
 
 use exit::{CliError, Code};
 

@@ -175,6 +175,9 @@ impl Program {
                 };
                 let (is_worker, is_served) = (worker.is_some(), worker.map(|worker| worker.health.is_some()));
                 let tasks: BuildWorker<'_> = Box::new(|worker| Box::pin(tasks(worker)));
+                #[cfg(feature = "web")]
+                let is_worker =
+                    is_worker || matches!(&cli.command, CliCommand::Web(web) if web.command.is_none());
                 let place = log_place(&cli.command);
                 start(cli.global.log, &place, is_worker, || {
                     let metrics = is_served.and_then(metrics::start);

@@ -1,11 +1,15 @@
 //! All that is known about queues: what waits, what comes and goes, and for how long the oldest message waits.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use crate::{
     affinity::base_queue,
-    backend::BackendError,
+    backend::{BackendError, Index},
     client::Client,
+    clock::Timestamp,
     control::ControlError,
     history::RecentHistory,
     id::{QueueName, RecordId},
@@ -58,7 +62,31 @@ fn empty_in(ready: u64, into: f64, out: f64) -> Option<Duration> {
     if gone < 1e-3 { None } else { Duration::try_from_secs_f64(ready as f64 / gone).ok() }
 }
 
+/// Maximum number of queue names that are read at once.
+const PAGE_NAMES: usize = 1000;
+
 impl Client {
+    /// Returns the queues that workers have consumed or senders have named, with the time of the last of that. The list may
+    /// lag.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn listed_queues(&self) -> Result<BTreeMap<QueueName, Timestamp>, BackendError> {
+        let mut listed = BTreeMap::new();
+        let mut after = None;
+        loop {
+            let page = self.app.backend().list(&Index::Queues, after, PAGE_NAMES).await?;
+            listed.extend(page.iter().filter_map(|(at, name)| Some((QueueName::parse(name).ok()?, *at))));
+            if page.len() < PAGE_NAMES {
+                return Ok(listed);
+            }
+            after = page.into_iter().last();
+        }
+    }
+
     /// Returns all that is known about these queues, in their order. Changes nothing.
     ///
     /// The rates come from the history ([`AppBuilder::events`](crate::AppBuilder::events)), and the age from what workers have

@@ -71,6 +71,7 @@ pub mod redact;
 pub mod settings;
 mod topology;
 pub mod url;
+pub mod visible;
 
 #[doc(inline)]
 pub use machinist_core::*;

@@ -21,7 +21,9 @@ fn the_definitions_hold() {
 fn every_flag_that_is_a_setting_is_accepted_and_has_its_help() {
     let mut command = Cli::command();
     let worker = command.find_subcommand("worker").unwrap();
-    let flags: Vec<_> = command.get_arguments().chain(worker.get_arguments()).collect();
+    let mut flags: Vec<_> = command.get_arguments().chain(worker.get_arguments()).collect();
+    #[cfg(feature = "web")]
+    flags.extend(command.find_subcommand("web").unwrap().get_arguments());
     for info in setting_infos().filter(|info| info.flag.is_some()) {
         let name = info.flag.unwrap().strip_prefix("--");
         let flag = flags.iter().find(|flag| flag.get_long() == name);

@@ -6,92 +6,26 @@ use std::{
 };
 
 use machinist::{
-    App, ControlError, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName, TaskId, TaskName,
+    App, ControlError, DeadFilter, DeadLetter, QueueName, TaskId, TaskName,
     settings::{Settings, show_duration},
+    view::{ArgsView, DeadLetterView, SettledView},
 };
-use serde::Serialize;
 
 use super::{connect, connect_reader, refused};
 use crate::{
     args::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection},
-    args_view::{ArgsView, arguments},
+    args_view::{ArgsText, arguments},
     exit::{CliError, Code, chain},
     output,
     people::People,
     visible,
 };
 
-#[derive(Serialize)]
-struct DeadLetterRow<'a> {
-    dead_id: &'a str,
-    queue: &'a str,
-    reason: &'a str,
-    task: Option<&'a str>,
-    name: Option<&'a str>,
-    attempt: Option<u32>,
-    /// Error and its causes, outermost first.
-    error: &'a [String],
-    at: String,
-    /// Root of the workflow that the task belongs to.
-    workflow: Option<&'a str>,
-    /// Size of headers and body, in bytes.
-    size: usize,
-    #[serde(flatten)]
-    args: Option<ArgsView>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    outcome: Option<DeadLetterResult>,
-}
-
-#[derive(Serialize)]
-struct DeadLetterResult {
-    /// `replayed`, `purged`, `refused`, `missing`; with --dry-run `would be replayed`, `would be purged`.
-    done: &'static str,
-    /// Id of the new task.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    as_task: Option<String>,
-    /// Reason that the dead letter was not replayed or purged.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    why: Option<String>,
-}
-
-impl DeadLetterResult {
-    fn of(settlement: &DeadLetterOutcome) -> Self {
-        let (done, as_task, why) = match settlement {
-            DeadLetterOutcome::Replayed(id) => ("replayed", Some(id.to_string()), None),
-            DeadLetterOutcome::Purged => ("purged", None, None),
-            DeadLetterOutcome::Refused(why) => ("refused", None, Some(why.clone())),
-            _ => ("missing", None, Some("it was not found in its queue".to_owned())),
-        };
-        Self { done, as_task, why }
-    }
-
-    fn text(&self) -> String {
-        let detail = self.as_task.as_deref().map(|id| format!(" as {id}"));
-        let detail = detail.or_else(|| self.why.as_deref().map(|why| format!(": {why}")));
-        format!("{}{}", self.done, visible::one_line(&detail.unwrap_or_default()))
-    }
-}
-
-fn row<'a>(
-    letter: &'a DeadLetter,
-    root: Option<&'a TaskId>,
-    args: Option<ArgsView>,
-    outcome: Option<DeadLetterResult>,
-) -> DeadLetterRow<'a> {
-    DeadLetterRow {
-        dead_id: &letter.dead_id,
-        queue: letter.queue.as_str(),
-        reason: &letter.reason,
-        task: letter.task.as_ref().map(|id| id.as_str()),
-        name: letter.name.as_ref().map(|name| name.as_str()),
-        attempt: letter.attempt,
-        error: &letter.error.chain,
-        at: letter.at.to_string(),
-        workflow: root.map(TaskId::as_str),
-        size: letter.size,
-        args,
-        outcome,
-    }
+/// Returns what became of a letter, in a line for people.
+fn settled_text(settled: &SettledView) -> String {
+    let detail = settled.as_task.as_deref().map(|id| format!(" as {id}"));
+    let detail = detail.or_else(|| settled.why.as_deref().map(|why| format!(": {why}")));
+    format!("{}{}", settled.done, visible::one_line(&detail.unwrap_or_default()))
 }
 
 pub(super) async fn run(command: DeadCommand, settings: &Settings, json: bool) -> Result<Code, CliError> {
@@ -153,13 +87,14 @@ async fn settle(
     }
     let mut code = Code::Success;
     let mut rows = Vec::new();
-    let mut report = |letter: &DeadLetter, outcome: DeadLetterResult| {
+    let mut report = |letter: &DeadLetter, outcome: SettledView| {
         if matches!(outcome.done, "refused") || (outcome.done == "missing" && action == BulkAction::Replay) {
             code = Code::Failed;
         }
         if !json {
             // The action goes on even if its result cannot be printed.
-            let _ = output::line(&format!("{}  {}", visible::one_line(&letter.dead_id), outcome.text()));
+            let _ =
+                output::line(&format!("{}  {}", visible::one_line(&letter.dead_id), settled_text(&outcome)));
         }
         rows.push((letter.clone(), outcome));
     };
@@ -168,29 +103,27 @@ async fn settle(
     let settled = match action {
         _ if how.dry_run => {
             let done = if action == BulkAction::Replay { "would be replayed" } else { "would be purged" };
-            letters
-                .iter()
-                .for_each(|letter| report(letter, DeadLetterResult { done, as_task: None, why: None }));
+            letters.iter().for_each(|letter| report(letter, SettledView::done(done)));
             Ok(())
         }
         BulkAction::Replay => {
             let report_settled =
-                |letter: &DeadLetter, settlement| report(letter, DeadLetterResult::of(&settlement));
+                |letter: &DeadLetter, settlement| report(letter, SettledView::from(&settlement));
             client.replay_dead_letters(&letters, pace, report_settled).await
         }
         BulkAction::Purge => {
             let report_settled =
-                |letter: &DeadLetter, settlement| report(letter, DeadLetterResult::of(&settlement));
+                |letter: &DeadLetter, settlement| report(letter, SettledView::from(&settlement));
             client.purge_dead_letters(&letters, pace, report_settled).await
         }
     };
     if json {
         let letters: Vec<DeadLetter> = rows.iter().map(|(letter, _)| letter.clone()).collect();
         let roots = roots(&app, &letters).await?;
-        let rows = rows.iter_mut().zip(&roots);
-        let rows: Vec<DeadLetterRow<'_>> = rows
-            .map(|((letter, outcome), root)| row(letter, root.as_ref(), None, Some(take(outcome))))
-            .collect();
+        let rows = rows.iter().zip(&roots).map(|((letter, outcome), root)| {
+            DeadLetterView::new(letter, root.as_ref()).settled(outcome.clone())
+        });
+        let rows: Vec<_> = rows.collect();
         output::json(&rows)?;
     } else if letters.is_empty() {
         output::note("no dead letter matches");
@@ -198,10 +131,6 @@ async fn settle(
     settled?;
     app.broker().close().await;
     Ok(code)
-}
-
-fn take(outcome: &mut DeadLetterResult) -> DeadLetterResult {
-    DeadLetterResult { done: outcome.done, as_task: outcome.as_task.take(), why: outcome.why.take() }
 }
 
 /// Returns the selected dead letters. Those that the broker dead-lettered by itself are added to the index first.
@@ -290,8 +219,10 @@ fn list(
     let with_args = args.is_some();
     let mut args = args.unwrap_or_default().into_iter();
     if json {
-        let rows =
-            letters.iter().zip(roots).map(|(letter, root)| row(letter, root.as_ref(), args.next(), None));
+        let rows = letters
+            .iter()
+            .zip(roots)
+            .map(|(letter, root)| DeadLetterView::new(letter, root.as_ref()).with_args(args.next()));
         return output::json(&rows.collect::<Vec<_>>());
     }
     let now = app.clock().now();
@@ -318,7 +249,7 @@ fn list(
 
 fn show(letter: &DeadLetter, root: Option<&TaskId>, args: ArgsView, json: bool) -> Result<(), CliError> {
     if json {
-        return output::json(&row(letter, root, Some(args), None));
+        return output::json(&DeadLetterView::new(letter, root).with_args(Some(args)));
     }
     let optional = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let mut lines = vec![

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use machinist::{
     App, DeadFilter, DeadLetter, DeadLetterOutcome, FailedTasks, FailureGroup, TaskId, settings::Settings,
+    view::FailureGroupView,
 };
 use serde::Serialize;
 
@@ -17,46 +18,6 @@ use crate::{
     output,
     people::People,
 };
-
-#[derive(Serialize)]
-struct GroupRow<'a> {
-    fingerprint: &'a str,
-    task: &'a str,
-    kind: &'a str,
-    error: &'a str,
-    count: u64,
-    last_hour: u64,
-    last_day: u64,
-    last_week: u64,
-    first_seen: String,
-    last_seen: String,
-    /// Id of the task that failed last.
-    example: &'a str,
-    /// Versions of machinist in whose workers they failed.
-    versions: &'a BTreeSet<String>,
-    /// Time until which the group is silenced.
-    silenced_until: Option<String>,
-}
-
-impl<'a> From<&'a FailureGroup> for GroupRow<'a> {
-    fn from(group: &'a FailureGroup) -> Self {
-        Self {
-            fingerprint: &group.fingerprint,
-            task: &group.task,
-            kind: &group.kind,
-            error: &group.error,
-            count: group.count,
-            last_hour: group.last_hour,
-            last_day: group.last_day,
-            last_week: group.last_week,
-            first_seen: group.first_seen.to_string(),
-            last_seen: group.last_seen.to_string(),
-            example: group.example.as_str(),
-            versions: &group.versions,
-            silenced_until: group.silenced_until.map(|until| until.to_string()),
-        }
-    }
-}
 
 /// Maximum number of tasks of a group that one command changes.
 const MAX_SELECTED: usize = 100_000;
@@ -187,7 +148,7 @@ async fn list(args: &FailuresArgs, settings: &Settings, json: bool) -> Result<Co
     let since = args.since.map(|age| app.clock().now().minus(age));
     let found = app.client().failures(since).await?;
     let is_shown = |group: &&FailureGroup| args.all || group.silenced_until.is_none();
-    let rows: Vec<GroupRow<'_>> = found.groups.iter().filter(is_shown).map(Into::into).collect();
+    let rows: Vec<FailureGroupView<'_>> = found.groups.iter().filter(is_shown).map(Into::into).collect();
     let silenced = found.groups.len() - rows.len();
     if json {
         output::json(&rows)?;
@@ -195,7 +156,7 @@ async fn list(args: &FailuresArgs, settings: &Settings, json: bool) -> Result<Co
         let people = People::at_output();
         let head =
             ["fingerprint", "task", "kind", "count", "1h", "24h", "7d", "last seen", "example", "error"];
-        let cells = |row: GroupRow<'_>| {
+        let cells = |row: FailureGroupView<'_>| {
             vec![
                 row.fingerprint.to_owned(),
                 row.task.to_owned(),

@@ -40,6 +40,8 @@ mod status;
 mod task_log;
 mod tasks;
 mod top;
+#[cfg(feature = "web")]
+mod web;
 mod why;
 mod worker;
 mod worker_tasks;
@@ -72,11 +74,7 @@ pub(crate) async fn run(
     build: BuildWorker<'_>,
     metrics: Option<Metrics>,
 ) -> Result<Exit, CliError> {
-    let worker = match &cli.command {
-        CliCommand::Worker(worker) => Some(worker),
-        _ => None,
-    };
-    let flags = cli.global.overrides(worker);
+    let flags = cli.overrides();
     let json = cli.global.json;
     let settings = |flags| Settings::load_with(connectors, flags);
     let code = match cli.command {
@@ -111,6 +109,8 @@ pub(crate) async fn run(
         CliCommand::Fleet => fleet::run(&settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
         CliCommand::Top(_) => Box::pin(top::run(&settings(flags)?, json)).await,
+        #[cfg(feature = "web")]
+        CliCommand::Web(args) => web::run(args, &settings(flags)?, json).await,
         CliCommand::Why(args) => why::run(&args, &settings(flags)?, json).await,
         CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,
         CliCommand::Revoke(args) => revoke::run(&args, &settings(flags)?, json).await,

@@ -3,11 +3,10 @@
 use machinist::{
     Client, Signature,
     clock::Timestamp,
-    periodic::{Misfire, Overlap, Periodic, PeriodicError, PeriodicTask, PeriodicTick, Schedule, Source},
-    record::TaskState,
+    periodic::{Periodic, PeriodicError, PeriodicTask, PeriodicTick, Schedule},
     settings::{Settings, show_duration},
+    view::{PeriodicDetailsView, PeriodicView},
 };
-use serde::Serialize;
 
 use super::{connect, connect_reader, send};
 use crate::{
@@ -15,101 +14,6 @@ use crate::{
     exit::{CliError, Code},
     input, output, visible,
 };
-
-/// Tick as it is shown.
-#[derive(Serialize)]
-struct TickRow {
-    tick: String,
-    id: String,
-    /// `None` if its record has expired.
-    state: Option<TaskState>,
-}
-
-impl From<&PeriodicTick> for TickRow {
-    fn from(tick: &PeriodicTick) -> Self {
-        Self { tick: tick.tick.to_string(), id: tick.id.to_string(), state: tick.state }
-    }
-}
-
-/// Periodic task as `list` shows it.
-#[derive(Serialize)]
-struct PeriodicRow {
-    name: String,
-    task: String,
-    queue: String,
-    cron: Option<String>,
-    every: Option<String>,
-    time_zone: Option<String>,
-    next: Option<String>,
-    last: Option<TickRow>,
-    paused: bool,
-    source: Source,
-    /// Worker whose file or code has it.
-    worker: Option<String>,
-    /// Time at which a worker wrote it back, after the backend had lost it.
-    restored_at: Option<String>,
-    /// Reason that it does not tick.
-    problem: Option<String>,
-}
-
-/// Periodic task as `show` shows it.
-#[derive(Serialize)]
-struct PeriodicPage {
-    #[serde(flatten)]
-    row: PeriodicRow,
-    misfire: Misfire,
-    overlap: Overlap,
-    jitter: String,
-    from: Option<String>,
-    until: Option<String>,
-    catch_up: String,
-    generation: u64,
-    paused_at: Option<String>,
-    ticks: Vec<TickRow>,
-}
-
-impl From<&PeriodicTask> for PeriodicRow {
-    fn from(task: &PeriodicTask) -> Self {
-        let schedule = task.schedule.as_ref();
-        Self {
-            name: task.name.clone(),
-            task: task.task.to_string(),
-            queue: task.queue.to_string(),
-            cron: schedule.and_then(Schedule::cron_text).map(str::to_owned),
-            every: schedule.and_then(Schedule::interval).map(show_duration),
-            time_zone: schedule.and_then(Schedule::time_zone_name).map(str::to_owned),
-            next: text(task.next),
-            last: task.ticks.first().map(TickRow::from),
-            paused: task.paused.is_some(),
-            source: task.source,
-            worker: task.worker.clone(),
-            restored_at: text(task.restored),
-            problem: task.problem.clone(),
-        }
-    }
-}
-
-impl From<&PeriodicTask> for PeriodicPage {
-    fn from(task: &PeriodicTask) -> Self {
-        let policies = &task.policies;
-        Self {
-            row: task.into(),
-            misfire: policies.misfire,
-            overlap: policies.overlap,
-            jitter: show_duration(policies.jitter),
-            from: text(policies.from),
-            until: text(policies.until),
-            catch_up: show_duration(policies.catch_up),
-            generation: task.generation,
-            paused_at: text(task.paused),
-            ticks: task.ticks.iter().map(TickRow::from).collect(),
-        }
-    }
-}
-
-fn text(instant: Option<Timestamp>) -> Option<String> {
-    instant.map(|instant| instant.to_string())
-}
 
 pub(super) async fn run(command: PeriodicCommand, settings: &Settings, json: bool) -> Result<Code, CliError> {
     // Before any connection, so that a wrong argument is reported at once.
@@ -212,7 +116,7 @@ fn definition(args: &PeriodicAddArgs, settings: &Settings) -> Result<Periodic, C
 
 fn added_page(task: &PeriodicTask, json: bool) -> Result<(), CliError> {
     if json {
-        return output::json(&PeriodicPage::from(task));
+        return output::json(&PeriodicDetailsView::from(task));
     }
     match task.next {
         Some(next) => output::line(&format!("{} ticks next at {next}", task.name)),
@@ -226,14 +130,14 @@ async fn changed(client: &Client, name: &str, change: &str, json: bool) -> Resul
         return output::line(&format!("{name} is {change}"));
     }
     match client.periodic_task(name).await? {
-        Some(task) => output::json(&PeriodicPage::from(&task)),
+        Some(task) => output::json(&PeriodicDetailsView::from(&task)),
         None => output::json(&serde_json::json!({ "name": name, "removed": true })),
     }
 }
 
 fn list(tasks: &[PeriodicTask], json: bool) -> Result<(), CliError> {
     if json {
-        return output::json(&tasks.iter().map(PeriodicRow::from).collect::<Vec<_>>());
+        return output::json(&tasks.iter().map(PeriodicView::from).collect::<Vec<_>>());
     }
     let row = |task: &PeriodicTask| {
         let last = task.ticks.first();
@@ -256,7 +160,7 @@ fn list(tasks: &[PeriodicTask], json: bool) -> Result<(), CliError> {
 
 fn show(task: &PeriodicTask, json: bool) -> Result<(), CliError> {
     if json {
-        return output::json(&PeriodicPage::from(task));
+        return output::json(&PeriodicDetailsView::from(task));
     }
     let policies = &task.policies;
     let owner = match &task.worker {

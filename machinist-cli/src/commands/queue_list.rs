@@ -12,8 +12,8 @@ use machinist::{
     clock::Timestamp,
     nearest,
     settings::{Settings, show_duration},
+    view::QueueView,
 };
-use serde::Serialize;
 
 use super::{connect_reader, delays, refused};
 use crate::{
@@ -21,60 +21,11 @@ use crate::{
     output,
 };
 
-/// Maximum number of queue names that are read at once.
-const PAGE_NAMES: usize = 1000;
-
 /// Time for which a queue that no longer exists stays in the index after its last worker started.
 const FORGET_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// Interval at which `--watch` looks again.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-
-#[derive(Serialize)]
-struct QueueRow {
-    queue: String,
-    ready: Option<u64>,
-    /// Maximum of `ready` for senders with this configuration.
-    max_depth: Option<u64>,
-    delayed: Option<u64>,
-    unacked: Option<u64>,
-    dead: Option<u64>,
-    consumers: Option<u64>,
-    /// Messages per second.
-    in_rate: Option<f64>,
-    /// Messages per second.
-    out_rate: Option<f64>,
-    /// Seconds.
-    oldest_age: Option<f64>,
-    /// Seconds.
-    empty_in: Option<f64>,
-    paused: bool,
-}
-
-/// Rounds to a thousandth: the numbers are estimates.
-fn rounded(number: f64) -> f64 {
-    (number * 1e3).round() / 1e3
-}
-
-impl From<&QueueDetails> for QueueRow {
-    fn from(details: &QueueDetails) -> Self {
-        let seconds = |time: Option<Duration>| time.map(|time| rounded(time.as_secs_f64()));
-        Self {
-            queue: details.queue.to_string(),
-            ready: details.ready,
-            max_depth: details.max_depth,
-            delayed: details.delayed,
-            unacked: details.unacked,
-            dead: details.dead,
-            consumers: details.consumers,
-            in_rate: details.in_rate.map(rounded),
-            out_rate: details.out_rate.map(rounded),
-            oldest_age: seconds(details.oldest_age),
-            empty_in: seconds(details.empty_in),
-            paused: details.paused,
-        }
-    }
-}
 
 /// Lists the queues; with `watch` again and again, until it is interrupted.
 pub(super) async fn run(
@@ -130,7 +81,7 @@ fn configured(settings: &Settings) -> Vec<QueueName> {
 
 /// Returns what is known about the queues that are listed or configured, and forgets those that are long gone.
 pub(super) async fn details(app: &App, configured: &[QueueName]) -> Result<Vec<QueueDetails>, CliError> {
-    let mut listed = listed(app).await?;
+    let mut listed = app.client().listed_queues().await?;
     let names: BTreeSet<QueueName> = configured.iter().chain(listed.keys()).cloned().collect();
     let details = app.client().queue_details(&names.into_iter().collect::<Vec<_>>()).await?;
     listed.retain(|queue, _| !configured.contains(queue));
@@ -140,7 +91,7 @@ pub(super) async fn details(app: &App, configured: &[QueueName]) -> Result<Vec<Q
 
 fn print(details: &[QueueDetails], json: bool) -> Result<(), CliError> {
     if json {
-        return output::json(&details.iter().map(QueueRow::from).collect::<Vec<_>>());
+        return output::json(&details.iter().map(QueueView::from).collect::<Vec<_>>());
     }
     let number = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());
     let rate = |rate: Option<f64>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
@@ -204,25 +155,9 @@ fn note_unknown(details: &[QueueDetails]) {
     }
 }
 
-/// Returns the queues that workers have consumed or senders have named, with the time of the last of that.
-///
-/// The index of queues is separate from the facts and may lag: the configured queues belong to every list.
-async fn listed(app: &App) -> Result<BTreeMap<QueueName, Timestamp>, CliError> {
-    let mut listed = BTreeMap::new();
-    let mut after = None;
-    loop {
-        let page = app.backend().list(&Index::Queues, after, PAGE_NAMES).await?;
-        listed.extend(page.iter().filter_map(|(at, name)| Some((QueueName::parse(name).ok()?, *at))));
-        if page.len() < PAGE_NAMES {
-            return Ok(listed);
-        }
-        after = page.into_iter().last();
-    }
-}
-
 /// Returns the queues that are listed, and those of the settings.
 pub(super) async fn known(app: &App, settings: &Settings) -> Result<BTreeSet<QueueName>, CliError> {
-    let listed = listed(app).await?.into_keys();
+    let listed = app.client().listed_queues().await?.into_keys();
     Ok(listed.chain(settings.worker.named_queues()).collect())
 }
 

@@ -1,13 +1,12 @@
 //! `machinist queues peek`: shows the first tasks that wait in a queue, and leaves them there.
 
-use machinist::{PeekError, QueueName, QueuePeek, record::Record, settings::Settings};
+use machinist::{PeekError, QueueName, QueuePeek, record::Record, settings::Settings, view::TaskView};
 
 use super::{connect_reader, queue_list::existing, verifies};
 use crate::{
     exit::{CliError, Code},
     output,
     people::People,
-    view::TaskView,
 };
 
 pub(super) async fn run(

@@ -7,6 +7,7 @@ use machinist::{
     AsyncResult, Client, QueueName, ResultError, SendError, Signature, TaskName, Unique,
     record::FailureKind,
     settings::{DEBOUNCE_MAX_WAITS, Settings},
+    view::TaskView,
     worker::Tag,
 };
 use serde::Serialize;
@@ -17,7 +18,7 @@ use crate::{
     args::{ExpiryArg, SendArgs, SendOptions},
     exit::{CliError, Code},
     input, output,
-    view::TaskView,
+    view::TaskText,
 };
 
 /// Maximum number of tasks that are sent and confirmed together.

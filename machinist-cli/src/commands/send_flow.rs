@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use machinist::{ResultError, TaskId, Workflow, settings::Settings};
+use machinist::{ResultError, TaskId, Workflow, settings::Settings, view::WorkflowView};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::{
     args::{ExpiryArg, SendArgs},
     exit::{CliError, Code},
     flow_file, output,
-    workflow_view::WorkflowView,
+    workflow_view::WorkflowText,
 };
 
 #[derive(Serialize)]
@@ -71,7 +71,7 @@ pub(super) async fn run(
 
 async fn show_outcome(client: &machinist::Client, root: &TaskId, json: bool) -> Result<Code, CliError> {
     let status = workflow::read(client, root).await?;
-    let last = workflow::last_results(client, &status).await?;
+    let last = WorkflowView::last_results(client, &status).await?;
     let view = WorkflowView::new(&status, last.clone());
     if json {
         output::json(&view)?;

@@ -7,6 +7,7 @@ use machinist::{
     clock::Timestamp,
     record::{Record, TaskState},
     settings::Settings,
+    view::TaskView,
 };
 
 use super::{connect_reader, delays, profile, verifies, workflow};
@@ -16,7 +17,7 @@ use crate::{
     exit::{CliError, Code},
     output,
     people::People,
-    view::TaskView,
+    view::{TaskText, linked},
     visible,
 };
 
@@ -57,11 +58,8 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
     let view = |record: &Record| {
         let now = app.clock().now();
         let template = settings.trace_link.as_ref().map(|setting| &setting.value);
-        TaskView::from(record)
-            .verified(verifies && !record.mirrored)
-            .at(record, now)
-            .of_workflow(root.clone())
-            .linked(template)
+        let view = TaskView::from(record).verified(verifies && !record.mirrored).at(record, now);
+        linked(view.of_workflow(root.clone()), template)
     };
     let with_args = async |record: &Record| {
         let asked = [(record.id.clone(), record.name.as_deref())];

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use machinist::{AsyncResult, LogLine, ResultError, TaskLog, settings::Settings};
-use serde::Serialize;
+use machinist::{
+    AsyncResult, LogLine, ResultError, TaskLog,
+    settings::Settings,
+    view::{LogLineView, TaskLogView},
+};
 
 use super::connect_reader;
 use crate::{
@@ -27,12 +30,7 @@ pub(super) async fn run(args: &LogArgs, settings: &Settings, json: bool) -> Resu
         note_locked(&log);
         let wanted: Vec<&LogLine> = log.lines.iter().filter(|line| args.wants(line)).collect();
         if json {
-            output::json(&LogView {
-                id: log.id.as_str(),
-                lines: wanted.into_iter().map(LineView::of).collect(),
-                missing: log.all_missing(),
-                locked: log.locked.as_deref(),
-            })?;
+            output::json(&TaskLogView::new(&log, wanted))?;
         } else {
             let mut printer = LogPrinter::new(&log);
             wanted.into_iter().try_for_each(|line| printer.print(line))?;
@@ -51,7 +49,7 @@ async fn follow(result: &AsyncResult, args: &LogArgs, json: bool) -> Result<(), 
     loop {
         for line in log.lines.iter().filter(|line| seen.is_none_or(|seen| place(line) > seen)) {
             if args.wants(line) {
-                if json { output::json(&LineView::of(line)) } else { printer.print(line) }?;
+                if json { output::json(&LogLineView::from(line)) } else { printer.print(line) }?;
             }
         }
         seen = seen.max(log.lines.last().map(place));
@@ -84,45 +82,6 @@ impl LogArgs {
     fn wants(&self, line: &LogLine) -> bool {
         self.level.is_none_or(|level| line.level <= level)
             && self.attempt.is_none_or(|attempt| line.attempt == attempt)
-    }
-}
-
-/// Log as JSON.
-#[derive(Serialize)]
-struct LogView<'a> {
-    id: &'a str,
-    lines: Vec<LineView<'a>>,
-    /// Number of lines that were cut.
-    missing: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    locked: Option<&'a str>,
-}
-
-/// Line as JSON.
-#[derive(Serialize)]
-struct LineView<'a> {
-    attempt: u32,
-    run: u32,
-    number: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    missing: Option<u64>,
-    at: String,
-    level: &'static str,
-    text: &'a str,
-}
-
-impl<'a> LineView<'a> {
-    fn of(line: &'a LogLine) -> Self {
-        let LogLine { attempt, run, number, missing, at, level, text, .. } = line;
-        Self {
-            attempt: *attempt,
-            run: *run,
-            number: *number,
-            missing: Some(*missing).filter(|missing| *missing > 0),
-            at: at.to_string(),
-            level: level.as_str(),
-            text,
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use machinist::{
     FoundTasks, TaskFilter, TaskSearch, event_stream::PublishedEvents, record::Record, record::TaskState,
-    settings::Settings,
+    settings::Settings, view::TaskView,
 };
 
 use super::{connect_reader, verifies};
@@ -11,7 +11,6 @@ use crate::{
     exit::{CliError, Code},
     input, output,
     people::People,
-    view::TaskView,
 };
 
 pub(super) async fn run(args: TasksArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {

@@ -255,7 +255,11 @@ struct StopSignals {
     terminate: Signal,
 }
 
-fn listen(kind: SignalKind) -> Result<Signal, CliError> {
+/// Receives a signal from now on.
+///
+/// # Errors
+/// The system does not let this process receive it.
+pub(super) fn listen(kind: SignalKind) -> Result<Signal, CliError> {
     signal(kind)
         .map_err(|error| CliError::from_error(Code::Fault, &error).context("signals cannot be received"))
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use machinist::{
     App, Client, OrderError, OrderResult, WorkerAction, WorkerChange, WorkerFilter, WorkerInfo, nearest,
-    record::PresenceState, settings::Settings,
+    record::PresenceState,
+    settings::Settings,
+    view::{OrderView, WorkerView},
 };
-use serde::Serialize;
 
 use super::{connect, connect_reader};
 use crate::{
@@ -19,34 +20,6 @@ use crate::{
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of names that an error lists.
 const LISTED_NAMES: usize = 10;
-
-/// A worker and what it runs.
-#[derive(Serialize)]
-struct WorkerDetails<'a> {
-    #[serde(flatten)]
-    worker: &'a WorkerInfo,
-    runs: Vec<Run<'a>>,
-}
-
-#[derive(Serialize)]
-struct Run<'a> {
-    id: &'a str,
-}
-
-/// Answers to an order.
-#[derive(Serialize)]
-struct Ordered<'a> {
-    id: &'a str,
-    results: Vec<AnswerRow<'a>>,
-}
-
-#[derive(Serialize)]
-struct AnswerRow<'a> {
-    #[serde(flatten)]
-    result: &'a OrderResult,
-    /// Time to the answer.
-    took_ms: u128,
-}
 
 pub(super) async fn run(args: WorkersArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     match args.command {
@@ -157,8 +130,7 @@ async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, Cli
     let workers = selected(&app.client(), &targets).await?;
     for worker in &workers {
         if json {
-            let runs = worker.runs.iter().map(|id| Run { id }).collect();
-            output::json(&WorkerDetails { worker, runs })?;
+            output::json(&WorkerView::from(worker))?;
             continue;
         }
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
@@ -215,8 +187,7 @@ pub(super) async fn answered(
     json: bool,
 ) -> Result<Code, CliError> {
     if json {
-        let row = |result| AnswerRow { result, took_ms: result.took.as_millis() };
-        output::json(&Ordered { id, results: results.iter().map(row).collect() })?;
+        output::json(&OrderView::new(id, results))?;
     } else {
         let row = |result: &OrderResult| {
             let done = if result.done { "done" } else { "not done" }.to_owned();

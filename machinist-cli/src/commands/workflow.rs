@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use machinist::{
     App, Client, TaskId,
-    record::TaskState,
+    view::{MemberView, StepView, WorkflowView},
     workflow_status::{TaskPlace, WorkflowStatus},
 };
 use serde::Serialize;
@@ -13,51 +13,17 @@ use crate::{
     args::StatusArgs,
     exit::{CliError, Code, unknown},
     output,
-    workflow_view::{LastResults, MemberView, StepView, WorkflowView, one_value, tails},
+    workflow_view::{WorkflowText, member_cells, step_page},
 };
 
 /// Interval at which `--watch` reads the records of a workflow.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
-/// Number of members that are read at once.
-const MEMBERS_PAGE: usize = 500;
 /// Columns of the tree.
 const TREE: [&str; 6] = ["step", "task", "state", "started", "duration", "note"];
 
 /// Reads a workflow that is known to be one.
 pub(super) async fn read(client: &Client, root: &TaskId) -> Result<WorkflowStatus, CliError> {
     client.workflow(root).await?.ok_or_else(|| unknown(root))
-}
-
-/// Reads the results of the steps that nothing follows.
-pub(super) async fn last_results(client: &Client, status: &WorkflowStatus) -> Result<LastResults, CliError> {
-    let mut last = Vec::new();
-    if status.state != TaskState::Success {
-        return Ok(last);
-    }
-    let values = |results: Option<&machinist::Results>| {
-        results.iter().flat_map(|results| &results.0).map(|arg| arg.value.clone()).collect::<Vec<_>>()
-    };
-    for step in tails(status) {
-        let Some(counts) = step.members else {
-            last.push((step.name.clone(), values(step.results.as_ref())));
-            continue;
-        };
-        let mut list = Vec::new();
-        let mut first = 0;
-        while first < counts.total {
-            let members = client.workflow_members(&status.root, &step.name, first, MEMBERS_PAGE).await?;
-            if members.is_empty() {
-                break;
-            }
-            first = first.saturating_add(u32::try_from(members.len()).unwrap_or(u32::MAX));
-            let results = |record: Option<&machinist::record::Record>| {
-                one_value(values(record.and_then(|record| record.results.as_ref())))
-            };
-            list.extend(members.iter().map(|(_, record)| results(record.as_ref())));
-        }
-        last.push((step.name.clone(), vec![list.into()]));
-    }
-    Ok(last)
 }
 
 /// Returns the workflow that a task belongs to, or that it is the root of.
@@ -114,9 +80,7 @@ pub(super) async fn show(app: &App, args: &StatusArgs, json: bool) -> Result<Cod
 }
 
 async fn view(client: &Client, root: &TaskId) -> Result<WorkflowView, CliError> {
-    let status = read(client, root).await?;
-    let last = last_results(client, &status).await?;
-    Ok(WorkflowView::new(&status, last))
+    Ok(WorkflowView::read(client, root).await?)
 }
 
 async fn show_members(client: &Client, args: &StatusArgs, step: &str, json: bool) -> Result<Code, CliError> {
@@ -140,7 +104,7 @@ async fn show_members(client: &Client, args: &StatusArgs, step: &str, json: bool
     if json {
         output::json(&rows)?;
     } else {
-        output::table(&["member", "state", "ended", "outcome"], rows.iter().map(MemberView::cells))?;
+        output::table(&["member", "state", "ended", "outcome"], rows.iter().map(member_cells))?;
     }
     Ok(Code::Success)
 }
@@ -166,7 +130,7 @@ pub(super) async fn show_part(
     if json {
         output::json(&PartView { workflow: place.root.as_str(), step: &view })?;
     } else {
-        output::raw(&view.page(place.root.as_str()))?;
+        output::raw(&step_page(&view, place.root.as_str()))?;
     }
     Ok(Code::of(view.state))
 }

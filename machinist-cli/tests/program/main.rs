@@ -36,5 +36,7 @@ mod top;
 mod traces;
 mod undelivered;
 mod visible;
+#[cfg(feature = "web")]
+mod web;
 mod worker_settings;
 mod workflows;

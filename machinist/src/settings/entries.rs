@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use machinist_core::{QueuePattern, periodic::Periodic};
 
 use super::{
-    Setting, SettingOrigin, Settings, SizeSettings, TaskSettings, WorkerSettings, show_duration,
+    Setting, SettingOrigin, Settings, SizeSettings, TaskSettings, WebSettings, WorkerSettings, show_duration,
     table::{self, Definition},
     text,
 };
@@ -58,6 +58,7 @@ impl Settings {
         rows.extend(self.worker.entries());
         rows.extend(self.buffer.iter().map(|buffer| table::BUFFER.entry(buffer)));
         rows.extend(self.trace_link.iter().map(|link| table::TRACE_LINK.entry(link)));
+        rows.extend(self.web.entries());
         rows.extend(self.sizes.entries());
         rows.extend(self.tasks.iter().flat_map(|(name, task)| task.entries(name)));
         rows.extend(self.periodic.iter().map(|(name, periodic)| {
@@ -123,6 +124,24 @@ impl WorkerSettings {
         let sleep =
             self.sleep.iter().map(|hours| SettingEntry::new("worker.sleep", hours, ToString::to_string));
         rows.into_iter().flatten().chain(sleep.collect::<Vec<_>>())
+    }
+}
+
+impl WebSettings {
+    /// Returns the rows of what is set.
+    fn entries(&self) -> impl Iterator<Item = SettingEntry> {
+        let proxy_addresses = self.proxy_addresses.as_ref();
+        let rows = [
+            Some(table::WEB_LISTEN.entry(&self.listen)),
+            self.name.as_ref().map(|name| table::WEB_NAME.entry(name)),
+            Some(table::WEB_READ_ONLY.entry(&self.read_only)),
+            self.password_file.as_ref().map(|file| table::WEB_PASSWORD_FILE.entry(file)),
+            self.token_file.as_ref().map(|file| table::WEB_TOKEN_FILE.entry(file)),
+            self.proxy_header.as_ref().map(|header| table::WEB_PROXY_HEADER.entry(header)),
+            proxy_addresses.map(|addresses| table::WEB_PROXY_ADDRESSES.entry(addresses)),
+            Some(table::WEB_PROXY_ROLE.entry(&self.proxy_role)),
+        ];
+        rows.into_iter().flatten().filter(|row| row.origin != SettingOrigin::Default)
     }
 }
 

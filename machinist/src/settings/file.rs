@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -51,6 +52,7 @@ pub(super) struct FileSettings {
     pub(super) worker: FileWorker,
     pub(super) trace_link: Option<Setting<TraceLink>>,
     pub(super) buffer: Option<Setting<BufferLimits>>,
+    pub(super) web: FileWeb,
     pub(super) sizes: FileSizes,
     /// Place of the section `[limits]`, the old name of `[sizes]`.
     pub(super) old_sizes: Option<SettingOrigin>,
@@ -88,6 +90,19 @@ pub(super) struct FileWorker {
     pub(super) metrics_token_file: Option<Setting<PathBuf>>,
 }
 
+/// Values of `[web]`.
+#[derive(Debug, Default)]
+pub(super) struct FileWeb {
+    pub(super) listen: Option<Setting<SocketAddr>>,
+    pub(super) name: Option<Setting<String>>,
+    pub(super) read_only: Option<Setting<bool>>,
+    pub(super) password_file: Option<Setting<PathBuf>>,
+    pub(super) token_file: Option<Setting<PathBuf>>,
+    pub(super) proxy_header: Option<Setting<String>>,
+    pub(super) proxy_addresses: Option<Setting<Vec<IpAddr>>>,
+    pub(super) proxy_role: Option<Setting<String>>,
+}
+
 /// Values of `[sizes]`.
 #[derive(Debug, Default)]
 pub(super) struct FileSizes {
@@ -103,6 +118,7 @@ const TLS: &str = "tls";
 const WORKER: &str = "worker";
 const CLIENT: &str = "client";
 const LINKS: &str = "links";
+const WEB: &str = "web";
 const SIZES: &str = "sizes";
 /// Keys of a key, under `[[keys]]`.
 const KEY_KEYS: [&str; 12] = [
@@ -144,6 +160,7 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
         worker: read_worker(&top)?,
         trace_link: read_links(&top)?,
         buffer: read_client(&top)?,
+        web: read_web(&top)?,
         old_sizes: old_sizes.as_ref().map(Section::origin),
         sizes: read_sizes(&top, old_sizes)?,
         keys: read_keys(&top)?,
@@ -190,6 +207,20 @@ fn read_links(top: &Section<'_>) -> Result<Option<Setting<TraceLink>>, SettingsE
 fn read_client(top: &Section<'_>) -> Result<Option<Setting<BufferLimits>>, SettingsError> {
     let client = top.section(CLIENT, &table::keys_of_section(CLIENT))?;
     client.map_or(Ok(None), |client| client.setting(&table::BUFFER))
+}
+
+fn read_web(top: &Section<'_>) -> Result<FileWeb, SettingsError> {
+    let Some(web) = top.section(WEB, &table::keys_of_section(WEB))? else { return Ok(FileWeb::default()) };
+    Ok(FileWeb {
+        listen: web.setting(&table::WEB_LISTEN)?,
+        name: web.setting(&table::WEB_NAME)?,
+        read_only: web.setting(&table::WEB_READ_ONLY)?,
+        password_file: web.setting(&table::WEB_PASSWORD_FILE)?,
+        token_file: web.setting(&table::WEB_TOKEN_FILE)?,
+        proxy_header: web.setting(&table::WEB_PROXY_HEADER)?,
+        proxy_addresses: web.setting(&table::WEB_PROXY_ADDRESSES)?,
+        proxy_role: web.setting(&table::WEB_PROXY_ROLE)?,
+    })
 }
 
 fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {

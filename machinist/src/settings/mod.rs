@@ -39,6 +39,14 @@
 //! | `worker.metrics_token_file` |  | `MACHINIST_METRICS_TOKEN_FILE` | none | File with the bearer token that `/metrics` requires; without it everybody who reaches the address may read |
 //! | `client.buffer` |  |  | 10,000 tasks with 64 MiB, for 30 s | Bounds of the tasks that `Client::send_buffered` keeps in memory, like { tasks = 10000, bytes = "64MiB", for = "30s" } |
 //! | `links.trace` |  | `MACHINIST_TRACE_LINK` | none | Link to the trace of a task that status prints, with {trace_id}, {id}, {task} and {queue} |
+//! | `web.listen` | `--listen` | `MACHINIST_WEB_LISTEN` | `127.0.0.1:8780` | Address at which the dashboard listens; one that is not of this host alone needs a way to log in |
+//! | `web.name` |  | `MACHINIST_WEB_NAME` | none | Name of the installation, on every page of the dashboard |
+//! | `web.read_only` | `--read-only` | `MACHINIST_WEB_READ_ONLY` | `false` | Let nobody change anything in the dashboard; it then needs no key |
+//! | `web.password_file` |  | `MACHINIST_WEB_PASSWORD_FILE` | none | File of the people who may use the dashboard, with lines that `machinist web user NAME` prints |
+//! | `web.token_file` |  | `MACHINIST_WEB_TOKEN_FILE` | none | File of the programs that may use the API of the dashboard, with lines of the form NAME:ROLE:TOKEN |
+//! | `web.proxy_header` |  | `MACHINIST_WEB_PROXY_HEADER` | none | Header in which a proxy names the user whom it has logged in, such as X-Forwarded-User |
+//! | `web.proxy_addresses` |  | `MACHINIST_WEB_PROXY_ADDRESSES` | none | Addresses of the proxy whose header is believed; the variable separates them by commas |
+//! | `web.proxy_role` |  | `MACHINIST_WEB_PROXY_ROLE` | `viewer` | Role of those whom a proxy has logged in: viewer, operator or admin |
 //! | `sizes.body` |  |  | `1MiB` | Maximum size of a message's body |
 //! | `sizes.headers` |  |  | `16KiB` | Maximum size of a message's headers |
 //! | `sizes.args` |  |  | `1024` | Maximum number of arguments |
@@ -71,10 +79,12 @@ mod trace_link;
 mod unsigned;
 mod url_file;
 mod value;
+mod web;
 
 use std::{
     collections::BTreeMap,
     fmt,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -94,10 +104,12 @@ pub use entries::SettingEntry;
 pub use limits::{DEBOUNCE_MAX_WAITS, parse_on_conflict, parse_unique_until};
 #[cfg(feature = "machinery")]
 pub use machinery::{MachineryConfig, MachineryGap};
+pub use machinist_core::show_duration;
 pub use table::{SettingDefault, SettingInfo, setting_infos, setting_of_flag};
-pub use text::{parse_backoff, parse_duration, show_duration};
+pub use text::{parse_backoff, parse_duration};
 pub use trace_link::{TraceLink, TracedTask};
 pub use unsigned::{ProfileName, UnsignedQueue};
+pub use web::WebSettings;
 
 /// Name of the file that is read if no other is named.
 pub const FILE: &str = "machinist.toml";
@@ -182,6 +194,8 @@ pub struct Settings {
     pub trace_link: Option<Setting<TraceLink>>,
     /// Bounds of the tasks that a client keeps in memory until they are confirmed.
     pub buffer: Option<Setting<BufferLimits>>,
+    /// Settings of the dashboard.
+    pub web: WebSettings,
     /// Certificates for `amqps://` and `rediss://`.
     pub tls: TlsSettings,
     /// Settings of a worker.
@@ -400,6 +414,10 @@ pub struct Overrides {
     pub concurrency: Option<usize>,
     /// `--grace`.
     pub grace: Option<Duration>,
+    /// `--listen`: the address of the dashboard.
+    pub web_listen: Option<SocketAddr>,
+    /// `--read-only`: a dashboard in which nobody may change anything.
+    pub web_read_only: bool,
     /// `--machinery-config`: a configuration of Go machinery, for what nothing else sets.
     pub machinery_config: Option<PathBuf>,
 }

@@ -12,7 +12,7 @@ use machinist_core::{QueuePattern, worker::Tag};
 
 use super::{
     FILE, Overrides, Setting, SettingDefault, SettingInfo, SettingOrigin, Settings, SettingsError,
-    SizeSettings, TaskSettings, TlsSettings, WorkerSettings,
+    SizeSettings, TaskSettings, TlsSettings, WebSettings, WorkerSettings,
     file::{self, FileSettings, FileSizes, FileWorker},
     table::{self, Definition},
     text, url_file,
@@ -107,6 +107,24 @@ impl Settings {
             events: layers.required(&table::EVENTS, None, file.events)?,
             trace_link: layers.optional(&table::TRACE_LINK, None, file.trace_link)?,
             buffer: layers.optional(&table::BUFFER, None, file.buffer)?,
+            web: WebSettings {
+                listen: layers.required(&table::WEB_LISTEN, flags.web_listen, file.web.listen)?,
+                name: layers.optional(&table::WEB_NAME, None, file.web.name)?,
+                read_only: layers.required(
+                    &table::WEB_READ_ONLY,
+                    flags.web_read_only.then_some(true),
+                    file.web.read_only,
+                )?,
+                password_file: layers.optional(&table::WEB_PASSWORD_FILE, None, file.web.password_file)?,
+                token_file: layers.optional(&table::WEB_TOKEN_FILE, None, file.web.token_file)?,
+                proxy_header: layers.optional(&table::WEB_PROXY_HEADER, None, file.web.proxy_header)?,
+                proxy_addresses: layers.optional(
+                    &table::WEB_PROXY_ADDRESSES,
+                    None,
+                    file.web.proxy_addresses,
+                )?,
+                proxy_role: layers.required(&table::WEB_PROXY_ROLE, None, file.web.proxy_role)?,
+            },
             tls: TlsSettings {
                 ca_file: layers.optional(&table::TLS_CA_FILE, flags.tls_ca_file, file.tls.ca_file)?,
                 cert_file: layers.optional(&table::TLS_CERT_FILE, flags.tls_cert_file, file.tls.cert_file)?,

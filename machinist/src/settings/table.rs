@@ -4,6 +4,7 @@
 //! command line all read it. Its order is the order in which settings are listed.
 
 use std::{
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -103,7 +104,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     keys
 }
 
-static TABLE: [&SettingInfo; 39] = [
+static TABLE: [&SettingInfo; 47] = [
     &BROKER,
     &BROKER_FILE.info,
     &BACKEND,
@@ -136,6 +137,14 @@ static TABLE: [&SettingInfo; 39] = [
     &METRICS_TOKEN_FILE.info,
     &BUFFER.info,
     &TRACE_LINK.info,
+    &WEB_LISTEN.info,
+    &WEB_NAME.info,
+    &WEB_READ_ONLY.info,
+    &WEB_PASSWORD_FILE.info,
+    &WEB_TOKEN_FILE.info,
+    &WEB_PROXY_HEADER.info,
+    &WEB_PROXY_ADDRESSES.info,
+    &WEB_PROXY_ROLE.info,
     &BODY_SIZE.info,
     &HEADERS_SIZE.info,
     &ARGUMENT_COUNT.info,
@@ -464,6 +473,98 @@ pub(super) static BUFFER: Definition<BufferLimits> = Definition {
     parse: |_| Err("it stands in the file alone".to_owned()),
     read: |value, _| buffer::read(value),
     show: buffer::show,
+};
+
+pub(super) static WEB_LISTEN: Definition<SocketAddr> = Definition {
+    info: SettingInfo {
+        name: "web.listen",
+        flag: Some("--listen"),
+        variable: Some("MACHINIST_WEB_LISTEN"),
+        default: SettingDefault::Value("127.0.0.1:8780"),
+        meaning: "Address at which the dashboard listens; one that is not of this host alone needs a way to log in",
+    },
+    parse: text::address,
+    read: |value, _| text::address(value::string(value, "an address like \"127.0.0.1:8780\"")?),
+    show: SocketAddr::to_string,
+};
+
+pub(super) static WEB_NAME: Definition<String> = Definition {
+    info: SettingInfo {
+        name: "web.name",
+        flag: None,
+        variable: Some("MACHINIST_WEB_NAME"),
+        default: SettingDefault::Nothing,
+        meaning: "Name of the installation, on every page of the dashboard",
+    },
+    parse: |text| Ok(text.to_owned()),
+    read: |value, _| Ok(value::string(value, "a name")?.to_owned()),
+    show: String::clone,
+};
+
+pub(super) static WEB_READ_ONLY: Definition<bool> = switch(SettingInfo {
+    name: "web.read_only",
+    flag: Some("--read-only"),
+    variable: Some("MACHINIST_WEB_READ_ONLY"),
+    default: SettingDefault::Value("false"),
+    meaning: "Let nobody change anything in the dashboard; it then needs no key",
+});
+
+pub(super) static WEB_PASSWORD_FILE: Definition<PathBuf> = path(SettingInfo {
+    name: "web.password_file",
+    flag: None,
+    variable: Some("MACHINIST_WEB_PASSWORD_FILE"),
+    default: SettingDefault::Nothing,
+    meaning: "File of the people who may use the dashboard, with lines that `machinist web user NAME` prints",
+});
+
+pub(super) static WEB_TOKEN_FILE: Definition<PathBuf> = path(SettingInfo {
+    name: "web.token_file",
+    flag: None,
+    variable: Some("MACHINIST_WEB_TOKEN_FILE"),
+    default: SettingDefault::Nothing,
+    meaning: "File of the programs that may use the API of the dashboard, with lines of the form NAME:ROLE:TOKEN",
+});
+
+pub(super) static WEB_PROXY_HEADER: Definition<String> = Definition {
+    info: SettingInfo {
+        name: "web.proxy_header",
+        flag: None,
+        variable: Some("MACHINIST_WEB_PROXY_HEADER"),
+        default: SettingDefault::Nothing,
+        meaning: "Header in which a proxy names the user whom it has logged in, such as X-Forwarded-User",
+    },
+    parse: |text| Ok(text.to_owned()),
+    read: |value, _| Ok(value::string(value, "the name of a header")?.to_owned()),
+    show: String::clone,
+};
+
+pub(super) static WEB_PROXY_ADDRESSES: Definition<Vec<IpAddr>> = Definition {
+    info: SettingInfo {
+        name: "web.proxy_addresses",
+        flag: None,
+        variable: Some("MACHINIST_WEB_PROXY_ADDRESSES"),
+        default: SettingDefault::Nothing,
+        meaning: "Addresses of the proxy whose header is believed; the variable separates them by commas",
+    },
+    parse: text::ip_addresses,
+    read: |value, _| {
+        let list = value::strings(value, "a list like [\"10.0.0.1\"]")?;
+        text::ip_addresses(&list.join(","))
+    },
+    show: |addresses| text::join(addresses),
+};
+
+pub(super) static WEB_PROXY_ROLE: Definition<String> = Definition {
+    info: SettingInfo {
+        name: "web.proxy_role",
+        flag: None,
+        variable: Some("MACHINIST_WEB_PROXY_ROLE"),
+        default: SettingDefault::Value("viewer"),
+        meaning: "Role of those whom a proxy has logged in: viewer, operator or admin",
+    },
+    parse: text::role,
+    read: |value, _| text::role(value::string(value, "viewer, operator or admin")?),
+    show: String::clone,
 };
 
 pub(super) static GRACE: Definition<Duration> = duration(SettingInfo {

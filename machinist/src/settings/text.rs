@@ -1,11 +1,16 @@
 //! Syntax of single values: durations, sizes, back-offs, lists of queues.
 
-use std::{path::Path, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use jiff::{Span, SpanRelativeTo};
 use machinist_core::{
     Backoff, QueuePattern,
     event_stream::PublishedEvents,
+    show_duration,
     sign::{KeyConfig, KeyState, shown_path},
     worker::{MAX_TAGS, Tag},
 };
@@ -96,26 +101,27 @@ pub(super) fn show_size(bytes: usize) -> String {
     }
 }
 
-/// Writes a duration as [`parse_duration`] reads it.
-pub fn show_duration(duration: Duration) -> String {
-    let mut rest = duration.as_nanos();
-    let units: [(u128, &str); 7] = [
-        (86_400_000_000_000, "d"),
-        (3_600_000_000_000, "h"),
-        (60_000_000_000, "m"),
-        (1_000_000_000, "s"),
-        (1_000_000, "ms"),
-        (1_000, "us"),
-        (1, "ns"),
-    ];
-    let mut parts = Vec::new();
-    for (size, unit) in units {
-        if rest >= size {
-            parts.push(format!("{}{unit}", rest / size));
-            rest %= size;
-        }
+/// Reads an address with its port.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.trim()
+        .parse()
+        .map_err(|_| format!("{text:?} is no address with a port; write one like 127.0.0.1:8780"))
+}
+
+/// Reads addresses that are separated by commas.
+pub(super) fn ip_addresses(text: &str) -> Result<Vec<IpAddr>, String> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let read =
+        |part: &str| part.parse().map_err(|_| format!("{part:?} is no IP address; write one like 10.0.0.1"));
+    parts.map(read).collect()
+}
+
+/// Reads the role of a user of the dashboard.
+pub(super) fn role(text: &str) -> Result<String, String> {
+    match text {
+        "viewer" | "operator" | "admin" => Ok(text.to_owned()),
+        _ => Err(format!("{text:?} is no role; write viewer, operator or admin")),
     }
-    if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
 }
 
 /// Reads a back-off: `fixed:200ms`, `exponential`, `fibonacci`; the latter two also with their first and their longest

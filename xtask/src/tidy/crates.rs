@@ -18,7 +18,7 @@ const SEAMS: &str = "machinist-adapter";
 const CORE: &str = "machinist-core";
 
 /// Crates of the workspace that a crate may depend on. One that is not listed may depend on all.
-const MAY_KNOW: [(&str, &[&str]); 13] = [
+const MAY_KNOW: [(&str, &[&str]); 14] = [
     (SEAMS, &[]),
     (CORE, &[SEAMS]),
     ("machinist-broker-amqp", &[SEAMS]),
@@ -29,6 +29,7 @@ const MAY_KNOW: [(&str, &[&str]); 13] = [
     ("machinist-macros", &[]),
     ("machinist-metrics", &[CORE]),
     ("machinist-machinery", &[CORE, "machinist-backend-redis"]),
+    ("machinist-web", &["machinist"]),
     ("machinist-conformance", &[SEAMS, CORE, "machinist-memory"]),
     (
         "machinist",

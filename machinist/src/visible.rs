@@ -1,20 +1,20 @@
-//! Texts from elsewhere, made visible: no character of a name or an error may hide another one, change the order of what is
+//! Texts from elsewhere, made visible, for programs that show them: no character of a name or an error may hide another one, change the order of what is
 //! shown, or act on a terminal.
 
 use std::fmt::Write as _;
 
 /// Makes hidden characters of a text visible, apart from line breaks and tabs.
-pub(crate) fn lines(text: &str) -> String {
+pub fn lines(text: &str) -> String {
     escaped(text, |c| c == '\n' || c == '\t')
 }
 
 /// Makes hidden characters of a text visible that has one line in a list, so that it cannot look like a further entry.
-pub(crate) fn one_line(text: &str) -> String {
+pub fn one_line(text: &str) -> String {
     escaped(text, |_| false)
 }
 
 /// Escapes hidden characters of a JSON text, which stay the same for its readers.
-pub(crate) fn json(text: &str) -> String {
+pub fn json(text: &str) -> String {
     let mut units = [0; 2];
     let mut visible = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,0 +1,99 @@
+//! One workflow: its progress, and its steps as a list in their order, each with what it waits for.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Path, State},
+    response::Response,
+};
+use machinist::{
+    record::TaskState,
+    view::{StepView, WorkflowView},
+    visible,
+};
+use maud::{Markup, html};
+
+use super::{
+    fields::{button, cell, grouped, payload, pretty, seconds, state, task_link, time},
+    layout::answer_page,
+};
+use crate::{
+    Right, actions, link,
+    site::{Site, look},
+    visit::Visit,
+    web_error::WebError,
+};
+
+/// Maximum number of steps on the page.
+const MAX_STEPS: usize = 500;
+
+/// Answers with the page of a workflow.
+pub(crate) async fn workflow(
+    State(site): State<Arc<Site>>,
+    Path(root): Path<String>,
+    visit: Visit,
+) -> Response {
+    let content = read(&site, &root).await.map(|view| page(&visit, &root, &view));
+    answer_page(&visit, &format!("Workflow {}", cell(&root)), content)
+}
+
+/// Reads the view of a workflow.
+///
+/// # Errors
+/// There is no such workflow, or the backend does not answer.
+pub(crate) async fn read(site: &Site, root: &str) -> Result<WorkflowView, WebError> {
+    let id = actions::task_id(root)?;
+    look("the workflow", WorkflowView::read(&site.client(), &id)).await
+}
+
+fn page(visit: &Visit, root: &str, view: &WorkflowView) -> Markup {
+    let rest = format!("{}api/{}", visit.root, link::workflow(root));
+    let action = |verb: &str| format!("{}/{verb}", link::task(root));
+    let error = view.error.as_ref().and_then(|error| error["message"].as_str());
+    html! {
+        p.lead { (state(view.state)) @if let Some(name) = &view.workflow_name { " " (cell(name)) } }
+        div.actions {
+            @if view.state == TaskState::Failure { (button(visit, Right::Retry, &action("retry"), "Retry")) }
+            @if !view.state.is_final() { (button(visit, Right::Revoke, &action("revoke"), "Revoke")) }
+        }
+        dl {
+            dt { "Progress" }
+            dd {
+                progress max=(view.progress.total.max(1)) value=(view.progress.done) {}
+                " " (grouped(view.progress.done.into())) " of " (grouped(view.progress.total.into())) " tasks have ended"
+            }
+            dt { "Root" } dd { (task_link(visit, root)) }
+            dt { "Started" } dd { (time(view.started_at.as_deref())) }
+            dt { "Ended" } dd { (time(view.ended_at.as_deref())) }
+            dt { "Duration" } dd { (seconds(view.duration)) }
+            @if view.incomplete { dt { "Incomplete" } dd { "Not all of it is sent yet." } }
+        }
+        @if let Some(error) = error { section { h2 { "Error" } pre.error { (visible::lines(error)) } } }
+        section { h2 { "Steps" } (steps(visit, &view.steps)) }
+        @if view.state == TaskState::Success { section { h2 { "Results" } (payload(&pretty(&view.results), &rest)) } }
+    }
+}
+
+fn steps(visit: &Visit, steps: &[StepView]) -> Markup {
+    html! {
+        div.wide { table {
+            thead { tr {
+                th scope="col" { "Step" } th scope="col" { "State" } th scope="col" { "Task" } th scope="col" { "After" }
+                th scope="col" { "Members" } th scope="col" { "Duration" } th scope="col" { "Error" }
+            } }
+            tbody { @for step in steps.iter().take(MAX_STEPS) { tr {
+                th scope="row" { @if step.members.is_some() { (cell(&step.name)) } @else { a href={ (visit.root) (link::task(&step.id)) } { (cell(&step.name)) } } }
+                td { (state(step.state)) @if let Some(kind) = step.kind { " " (kind) } }
+                td { (cell(&step.task)) }
+                td { (cell(&step.after.join(", "))) @if step.error_callback { " a failure" } }
+                td.n { @if let Some(members) = step.members {
+                    (grouped(members.done.into())) " of " (grouped(members.total.into()))
+                    @if members.failed > 0 { ", " (grouped(members.failed.into())) " failed" }
+                } }
+                td.n { (seconds(step.duration)) }
+                td { (cell(step.error.as_deref().unwrap_or_default())) }
+            } } }
+        } }
+        @if steps.len() > MAX_STEPS { p.hint { (steps.len() - MAX_STEPS) " more steps are in the API." } }
+    }
+}

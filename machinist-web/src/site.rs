@@ -1,0 +1,179 @@
+//! State of a dashboard that its pages share: the application, the access, the panels, the options.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use machinist::{
+    App, Client, FailureGroups, QueueName, WorkerFilter, WorkerInfo,
+    periodic::PeriodicTask,
+    record::Record,
+    settings::{TraceLink, TracedTask},
+    view::{ArgsView, QueueView, TaskView},
+};
+use tokio::sync::Semaphore;
+
+use crate::{
+    access::Access,
+    overview::Overview,
+    panel::{Panel, PanelView},
+    web_error::{WebError, chain},
+};
+
+/// Maximum number of open event streams.
+pub(crate) const MAX_STREAMS: usize = 200;
+/// Maximum time of a look that a page or a request of the API waits for.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// State of a dashboard.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) app: App,
+    pub(crate) access: Access,
+    pub(crate) options: SiteOptions,
+    pub(crate) streams: Arc<Semaphore>,
+    queues: Arc<Panel<Vec<QueueView>>>,
+    workers: Arc<Panel<Vec<WorkerInfo>>>,
+    failures: Arc<Panel<FailureGroups>>,
+    periodic: Arc<Panel<Vec<PeriodicTask>>>,
+}
+
+/// Options of a dashboard.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SiteOptions {
+    /// Name of the installation, on every page.
+    pub(crate) name: Option<String>,
+    pub(crate) read_only: bool,
+    /// `true` if a key verifies every outcome that is read.
+    pub(crate) verifies: bool,
+    pub(crate) trace_link: Option<TraceLink>,
+    /// Tasks whose arguments are not shown.
+    pub(crate) hidden_args: BTreeSet<String>,
+    /// Queues that are listed though nobody has used them yet.
+    pub(crate) queues: Vec<QueueName>,
+}
+
+impl Site {
+    pub(crate) fn new(app: App, access: Access, options: SiteOptions) -> Self {
+        Self {
+            app,
+            access,
+            options,
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            queues: Arc::new(Panel::new("the queues")),
+            workers: Arc::new(Panel::new("the workers")),
+            failures: Arc::new(Panel::new("the failures")),
+            periodic: Arc::new(Panel::new("the periodic tasks")),
+        }
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        self.app.client()
+    }
+
+    /// Returns the known queues with their numbers.
+    pub(crate) async fn queues(&self) -> PanelView<Vec<QueueView>> {
+        let (client, configured) = (self.client(), self.options.queues.clone());
+        self.queues
+            .see(move || async move {
+                let listed = client.listed_queues().await.map_err(|error| chain(&error))?;
+                let names: BTreeSet<QueueName> = listed.into_keys().chain(configured).collect();
+                let names: Vec<QueueName> = names.into_iter().collect();
+                let details = client.queue_details(&names).await.map_err(|error| chain(&error))?;
+                Ok(details.iter().map(QueueView::from).collect())
+            })
+            .await
+    }
+
+    /// Returns the live workers.
+    pub(crate) async fn workers(&self) -> PanelView<Vec<WorkerInfo>> {
+        let client = self.client();
+        self.workers
+            .see(move || async move {
+                client.workers(&WorkerFilter::new()).await.map_err(|error| chain(&error))
+            })
+            .await
+    }
+
+    /// Returns the groups of failures.
+    pub(crate) async fn failures(&self) -> PanelView<FailureGroups> {
+        let client = self.client();
+        self.failures
+            .see(move || async move { client.failures(None).await.map_err(|error| chain(&error)) })
+            .await
+    }
+
+    /// Returns the periodic tasks.
+    pub(crate) async fn periodic(&self) -> PanelView<Vec<PeriodicTask>> {
+        let client = self.client();
+        self.periodic
+            .see(move || async move { client.periodic_tasks().await.map_err(|error| chain(&error)) })
+            .await
+    }
+
+    /// Returns all that the first page shows.
+    pub(crate) async fn overview(&self) -> Overview {
+        let (queues, workers, failures) = tokio::join!(self.queues(), self.workers(), self.failures());
+        Overview { queues, workers, failures }
+    }
+
+    /// Returns the view of a record, without its arguments.
+    pub(crate) fn task_view(&self, record: &Record, root: Option<String>) -> TaskView {
+        // Of a task whose record has expired, nothing proves what was listed.
+        let is_stored = record.sent_at.is_some() || record.started_at.is_some();
+        let verified = self.options.verifies && !record.mirrored && is_stored;
+        let view = TaskView::from(record).verified(verified).at(record, self.app.clock().now());
+        let mut view = view.of_workflow(root);
+        view.trace_link =
+            view.trace_id.as_deref().zip(self.options.trace_link.as_ref()).map(|(trace_id, link)| {
+                link.of(TracedTask {
+                    trace_id,
+                    id: &view.id,
+                    task: view.name.as_deref().unwrap_or_default(),
+                    queue: view.queue.as_deref().unwrap_or_default(),
+                })
+            });
+        view
+    }
+
+    /// Returns the arguments of a task, unless they are hidden.
+    ///
+    /// # Errors
+    /// The backend cannot be asked.
+    pub(crate) async fn args(&self, record: &Record) -> Result<ArgsView, WebError> {
+        let known = self.client().arguments(std::slice::from_ref(&record.id)).await?.pop();
+        let is_hidden = record.name.as_ref().is_some_and(|name| self.options.hidden_args.contains(name));
+        Ok(known.map_or_else(ArgsView::default, |known| ArgsView::of(known, is_hidden)))
+    }
+}
+
+/// Waits for a look at the stores, for a bounded time.
+///
+/// # Errors
+/// The error of the look, or that there was no answer in time.
+pub(crate) async fn look<T, E: Into<WebError>>(
+    what: &str,
+    looking: impl Future<Output = Result<T, E>>,
+) -> Result<T, WebError> {
+    within(LOOK_LIMIT, what, looking).await
+}
+
+/// Waits for a part of a page, for a second.
+///
+/// # Errors
+/// As [`look`].
+pub(crate) async fn glance<T, E: Into<WebError>>(
+    what: &str,
+    looking: impl Future<Output = Result<T, E>>,
+) -> Result<T, WebError> {
+    within(crate::panel::PATIENCE, what, looking).await
+}
+
+async fn within<T, E: Into<WebError>>(
+    limit: Duration,
+    what: &str,
+    looking: impl Future<Output = Result<T, E>>,
+) -> Result<T, WebError> {
+    match tokio::time::timeout(limit, looking).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => Err(WebError::away(format!("{what}: no answer within {} s", limit.as_secs()))),
+    }
+}
