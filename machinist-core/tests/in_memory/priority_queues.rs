@@ -100,7 +100,10 @@ async fn order_of_starts(strict: bool) -> Vec<String> {
     for (name, priority) in [("low", None), ("low", Some(3)), ("medium", Some(5)), ("high", Some(9))] {
         for _ in 0..26 {
             let task = WORK.call((name.to_owned(),));
-            let task = priority.map_or(task.clone(), |priority| task.priority(priority));
+            let task = match priority {
+                Some(priority) => task.priority(priority),
+                None => task,
+            };
             tasks.push(app.client().send(task).await.unwrap());
         }
     }
