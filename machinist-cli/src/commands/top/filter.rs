@@ -129,7 +129,7 @@ impl ListFilter {
 
 fn unknown_key(name: &str) -> String {
     let known = FilterKey::ALL.map(FilterKey::as_str);
-    match nearest(name, known.into_iter()) {
+    match nearest(name, known) {
         Some(meant) => format!("there is no key {name:?}; did you mean {meant}=?"),
         None => format!("there is no key {name:?}; write {}", known.join("=, ") + "="),
     }
