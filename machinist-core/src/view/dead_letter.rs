@@ -32,7 +32,7 @@ pub struct DeadLetterView<'a> {
     /// Arguments of the task, if they were read.
     #[serde(flatten)]
     pub args: Option<ArgsView>,
-    /// What became of it, if something was to be done with it.
+    /// Outcome, if something was to be done with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<SettledView>,
 }
@@ -62,14 +62,14 @@ impl<'a> DeadLetterView<'a> {
         Self { args, ..self }
     }
 
-    /// Adds what became of it.
+    /// Adds its outcome.
     #[must_use]
     pub fn settled(self, outcome: SettledView) -> Self {
         Self { outcome: Some(outcome), ..self }
     }
 }
 
-/// What became of a dead letter that was to be replayed or purged.
+/// Outcome of a dead letter that was to be replayed or purged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct SettledView {

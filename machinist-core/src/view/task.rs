@@ -103,7 +103,7 @@ pub struct ParkedView {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ProgressView {
-    /// What is done.
+    /// Number of steps that are done.
     pub done: u64,
     /// 0 if unknown.
     pub total: u64,

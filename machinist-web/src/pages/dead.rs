@@ -100,24 +100,33 @@ async fn content(site: &Site, visit: &Visit) -> Result<Markup, WebError> {
         @if let Some(group) = group { p.hint { "Only letters of the failures " (cell(group)) "." } }
         @if letters.is_empty() { p.good { span aria-hidden="true" { "✓ " } "There is no such dead letter." } }
         @else {
-            form #letters method="post" action={ (visit.root) "api/dead/replay" } {
-                input type="hidden" name="back" value=(visit.here);
-                (table(visit, &letters, may_change))
-                p.hint {
-                    "The oldest " (grouped(letters.len() as u64)) " are shown"
-                    @if has_more { ", and there are more" }
-                    ". A replay or a purge changes the selected ones, and nothing that fails later."
-                }
-                div.actions {
-                    @if may_change { a href={ (visit.root) (select_all(visit)) } { "Select all of these" } }
-                    @if visit.actor.may(Right::Replay) { button { "Replay the selected" } }
-                    @if visit.actor.may(Right::Purge) {
-                        button.danger formaction={ (visit.root) "api/dead/purge" } { "Purge the selected" }
-                    }
+            @if may_change { (selection(visit, &letters, has_more)) }
+            @else { (table(visit, &letters, false)) (bounds(letters.len(), has_more)) }
+        }
+    })
+}
+
+/// The list as a form, with the buttons of those who may press them.
+fn selection(visit: &Visit, letters: &[DeadLetter], has_more: bool) -> Markup {
+    html! {
+        form #letters method="post" action={ (visit.root) "api/dead/replay" } {
+            input type="hidden" name="back" value=(visit.here);
+            (table(visit, letters, true))
+            (bounds(letters.len(), has_more))
+            p.hint { "A replay or a purge changes the selected ones, and nothing that fails later." }
+            div.actions {
+                a href={ (visit.root) (select_all(visit)) } { "Select all of these" }
+                @if visit.actor.may(Right::Replay) { button { "Replay the selected" } }
+                @if visit.actor.may(Right::Purge) {
+                    button.danger formaction={ (visit.root) "api/dead/purge" } { "Purge the selected" }
                 }
             }
         }
-    })
+    }
+}
+
+fn bounds(shown: usize, has_more: bool) -> Markup {
+    html! { p.hint { "The oldest " (grouped(shown as u64)) " are shown" @if has_more { ", and there are more" } "." } }
 }
 
 /// Returns the address of the same list with all letters selected.
