@@ -186,7 +186,9 @@ impl Program {
             }
             Ok(Parsed::Own { global, name, arguments }) => {
                 let log = global.log;
-                start(log, &LogPlace::StandardError, true, || (run_own(*global, &connectors, commands, name, arguments), None))
+                start(log, &LogPlace::StandardError, true, || {
+                    (run_own(*global, &connectors, commands, name, arguments), None)
+                })
             }
             Err(ended) => ended.map(Exit::Code),
         };

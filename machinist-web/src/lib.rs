@@ -40,7 +40,7 @@ pub use rights::{Right, User, UserRole};
 pub use server::serve;
 
 /// Description of the API, after OpenAPI 3.1.
-const OPENAPI: &str = include_str!("../assets/openapi.json");
+const OPENAPI: &str = include_str!("assets/openapi.json");
 
 /// The example of `docs/dashboard.md` is compiled.
 #[cfg(doctest)]

@@ -81,8 +81,8 @@ pub(crate) static ROUTES: [Route; 46] = [
     page("/api/{*rest}", || get(api::unknown).post(api::unknown)),
 ];
 
-const STYLE: &str = include_str!("../assets/style.css");
-const SCRIPT: &str = include_str!("../assets/script.js");
+const STYLE: &str = include_str!("assets/style.css");
+const SCRIPT: &str = include_str!("assets/script.js");
 
 /// Answers with a file of the program, which changes only with its version.
 fn asset(kind: &'static str, content: &'static str) -> impl IntoResponse {

@@ -119,7 +119,15 @@ impl From<ControlError> for WebError {
 
 impl From<SendError> for WebError {
     fn from(error: SendError) -> Self {
-        Self::of(StatusCode::CONFLICT, &error)
+        match error {
+            SendError::Name(_) | SendError::Invalid(_) | SendError::TooLarge { .. } => {
+                Self::wrong(chain(&error))
+            }
+            SendError::Workers { .. } | SendError::Unique { .. } | SendError::Publish { .. } => {
+                Self::away(chain(&error))
+            }
+            error => Self::of(StatusCode::CONFLICT, &error),
+        }
     }
 }
 

@@ -103,7 +103,9 @@ async fn a_program_sends_and_revokes_a_task() {
     assert_eq!(record.results.unwrap().0[0].value, "hello");
     let revoked = post(&format!("/api/tasks/{id}/revoke"), "").await.is(200).json();
     assert_eq!(revoked["revoked"], "already");
-    for body in ["", "[]", r#"{"name": ""}"#, r#"{"name": "echo", "else": 1}"#] {
+    for body in
+        ["", "[]", r#"{"name": ""}"#, r#"{"name": "echo", "else": 1}"#, r#"{"name": "echo", "queue": " "}"#]
+    {
         post("/api/tasks", body).await.is(400);
     }
     assert_eq!(UserRole::Admin.as_str(), "admin");

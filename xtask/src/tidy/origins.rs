@@ -26,7 +26,8 @@ pub(super) fn check(workspace: &Workspace) -> Result<Vec<Finding>> {
 /// The licences of deny.toml.
 fn allowed(rules: &str) -> Result<Vec<Licensee>> {
     let rules: toml::Table = rules.parse().with_context(|| RULES.to_owned())?;
-    let names = rules.get("licenses").and_then(|licenses| licenses.get("allow")).and_then(toml::Value::as_array);
+    let names =
+        rules.get("licenses").and_then(|licenses| licenses.get("allow")).and_then(toml::Value::as_array);
     let names = names.with_context(|| format!("{RULES} has no list [licenses] allow"))?;
     ensure!(!names.is_empty(), "{RULES} allows no licence");
     let each = names.iter().map(|name| {
@@ -64,8 +65,9 @@ fn judge(package: &Value, allowed: &[Licensee]) -> Vec<Finding> {
 /// Whether one of its alternatives asks for no licence beyond these.
 fn permits(licence: &str, allowed: &[Licensee]) -> bool {
     // Packages from before 2018 separate alternatives by a slash.
-    Expression::parse_mode(licence, spdx::ParseMode::LAX)
-        .is_ok_and(|expression| expression.evaluate(|asked| allowed.iter().any(|licence| licence.satisfies(asked))))
+    Expression::parse_mode(licence, spdx::ParseMode::LAX).is_ok_and(|expression| {
+        expression.evaluate(|asked| allowed.iter().any(|licence| licence.satisfies(asked)))
+    })
 }
 
 /// Dependencies on any version; those inside the workspace have a path instead.
@@ -101,7 +103,8 @@ mod tests {
 
     #[test]
     fn another_origin_is_found() {
-        let package = json!({"name": "a", "version": "1.0.0", "source": "git+https://host/a", "license": "MIT"});
+        let package =
+            json!({"name": "a", "version": "1.0.0", "source": "git+https://host/a", "license": "MIT"});
         assert_eq!(whats(&package), ["a 1.0.0 comes from git+https://host/a"]);
     }
 
@@ -110,7 +113,8 @@ mod tests {
         let dependencies = json!([
             {"name": "b", "req": "*"}, {"name": "c", "req": "*", "path": "c"}, {"name": "d", "req": "^1"}
         ]);
-        let package = json!({"name": "a", "version": "0.1.0", "license": "MIT", "dependencies": dependencies});
+        let package =
+            json!({"name": "a", "version": "0.1.0", "license": "MIT", "dependencies": dependencies});
         assert_eq!(whats(&package), ["a 0.1.0 takes any version of b"]);
     }
 
