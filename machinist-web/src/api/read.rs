@@ -98,7 +98,7 @@ pub(crate) async fn task_log(State(site): State<Arc<Site>>, Path(id): Path<Strin
 
 pub(crate) async fn task_why(State(site): State<Arc<Site>>, Path(id): Path<String>, _visit: Visit) -> Read {
     let id = actions::task_id(&id)?;
-    json(look("the reason", site.client().why(&id)).await?)
+    json(Box::pin(look("the reason", site.client().why(&id))).await?)
 }
 
 pub(crate) async fn failures(State(site): State<Arc<Site>>, _visit: Visit) -> Read {
@@ -108,7 +108,7 @@ pub(crate) async fn failures(State(site): State<Arc<Site>>, _visit: Visit) -> Re
 }
 
 pub(crate) async fn workflow(State(site): State<Arc<Site>>, Path(root): Path<String>, _visit: Visit) -> Read {
-    json(pages::read_workflow(&site, &root).await?)
+    json(Box::pin(pages::read_workflow(&site, &root)).await?)
 }
 
 pub(crate) async fn members(

@@ -31,7 +31,7 @@ const MAX_LINES: usize = 200;
 
 /// Answers with the page of a task.
 pub(crate) async fn task(State(site): State<Arc<Site>>, Path(id): Path<String>, visit: Visit) -> Response {
-    let content = content(&site, &visit, &id).await;
+    let content = Box::pin(content(&site, &visit, &id)).await;
     answer_page(&visit, &format!("Task {}", cell(&id)), content)
 }
 

@@ -33,7 +33,7 @@ pub(crate) async fn workflow(
     Path(root): Path<String>,
     visit: Visit,
 ) -> Response {
-    let content = read(&site, &root).await.map(|view| page(&visit, &root, &view));
+    let content = Box::pin(read(&site, &root)).await.map(|view| page(&visit, &root, &view));
     answer_page(&visit, &format!("Workflow {}", cell(&root)), content)
 }
 
@@ -43,7 +43,7 @@ pub(crate) async fn workflow(
 /// There is no such workflow, or the backend does not answer.
 pub(crate) async fn read(site: &Site, root: &str) -> Result<WorkflowView, WebError> {
     let id = actions::task_id(root)?;
-    look("the workflow", WorkflowView::read(&site.client(), &id)).await
+    Box::pin(look("the workflow", WorkflowView::read(&site.client(), &id))).await
 }
 
 fn page(visit: &Visit, root: &str, view: &WorkflowView) -> Markup {

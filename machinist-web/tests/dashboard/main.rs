@@ -1,5 +1,7 @@
 //! The dashboard over the in-memory adapters, with a real worker: pages, API, rights, log-in, hostile texts.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod actions;
 mod hostile;
 mod login;

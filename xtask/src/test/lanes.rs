@@ -1,7 +1,7 @@
-//! All test programs of the workspace, two at a time.
+//! All test programs of the workspace, three at a time.
 //!
-//! Most tests wait for servers, leases and retries, and cargo runs one program after the other. Two at once take little
-//! more than half of the time on two cores. What a program prints appears when it has ended, so lines do not mix.
+//! Most tests wait for servers, leases and retries, and cargo runs one program after the other. Three at once take much
+//! less time on two cores. What a program prints appears when it has ended, so lines do not mix.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How many programs run at once.
-const LANES: usize = 2;
+const LANES: usize = 3;
 
 /// A test program that cargo has built.
 #[derive(Debug, PartialEq, Eq)]
