@@ -11,7 +11,7 @@ concurrency = 1
 [queues.mail]
 priority_queues = true
 [tasks.note]
-command = ["sh", "-c", "echo $1 >> noted", "note", "{0}"]
+command = ["sh", "-c", "until [ -e go ]; do sleep 0.05; done; echo $1 >> noted", "note", "{0}"]
 queue = "mail"
 "#;
 
@@ -22,16 +22,22 @@ fn higher_priorities_have_separate_queues_on_rabbitmq() {
     for (name, priority, count) in [("low", "0", 20), ("medium", "5", 5), ("high", "9", 5)] {
         folder.run(&["send", "note", name, "--priority", priority, "--count", &count.to_string()]).ended(0);
     }
-    let queues = folder.run(&["queues", "--json"]).ended(0).json();
-    let ready = |name: &str| {
-        let row = queues.as_array().unwrap().iter().find(|row| row["queue"] == name);
-        row.and_then(|row| row["ready"].as_u64())
+    let numbers = |field: &str| {
+        let queues = folder.run(&["queues", "--json"]).ended(0).json();
+        ["mail", "mail+priority:medium", "mail+priority:high"].map(|name| {
+            let row = queues.as_array().unwrap().iter().find(|row| row["queue"] == name);
+            row.and_then(|row| row[field].as_u64())
+        })
     };
-    let numbers = ["mail", "mail+priority:medium", "mail+priority:high"].map(ready);
-    assert_eq!(numbers, [Some(20), Some(5), Some(5)], "{queues}");
+    assert_eq!(numbers("ready"), [Some(20), Some(5), Some(5)]);
     let peek = folder.run(&["queues", "peek", "mail+priority:high", "--json"]).ended(0).stdout;
     assert!(peek.contains("note"), "{peek}");
     let worker = folder.worker(&[]);
+    // The first task holds the only place until the worker takes from all three queues.
+    eventually("it takes from all three", || {
+        (numbers("consumers") == [Some(1), Some(1), Some(1)]).then_some(())
+    });
+    folder.write("go", "");
     let noted = folder.path().join("noted");
     let lines = eventually("all tasks run", || {
         let lines: Vec<_> = contents(&noted).lines().map(str::to_owned).collect();

@@ -14,6 +14,8 @@ pub(super) const TRIES_OF_NAME: u32 = 5;
 pub(super) const TRIES_OF_ADDRESS: u32 = 50;
 /// Time after which the count of an address or a name begins again.
 const WINDOW: Duration = Duration::from_secs(60);
+/// Interval at which counts that are over are removed. Not at each wrong password: there may be thousands.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of addresses and names that are remembered. Above it all others share one count.
 const MAX_REMEMBERED: usize = 10_000;
 
@@ -22,14 +24,43 @@ pub(super) type TryKey = (String, u32);
 
 /// Wrong passwords of the last minute, by name and by address.
 #[derive(Debug, Default)]
-pub(super) struct Throttle(Mutex<HashMap<String, (Instant, u32)>>);
+pub(super) struct Throttle(Mutex<Tries>);
+
+#[derive(Debug, Default)]
+struct Tries {
+    /// Time of the first wrong password of the window, and number of those since then.
+    counts: HashMap<String, (Instant, u32)>,
+    /// Time at which counts that are over were last removed.
+    swept_at: Option<Instant>,
+}
+
+impl Tries {
+    fn sweep(&mut self) {
+        let is_due = self.swept_at.is_none_or(|at| at.elapsed() >= SWEEP_INTERVAL);
+        if is_due {
+            self.counts.retain(|_, (since, _)| since.elapsed() < WINDOW);
+            self.swept_at = Some(Instant::now());
+        }
+    }
+
+    fn count(&mut self, key: &str) {
+        let is_full = self.counts.len() >= MAX_REMEMBERED && !self.counts.contains_key(key);
+        let key = if is_full { "" } else { key };
+        let now = Instant::now();
+        let (since, count) = self.counts.entry(key.to_owned()).or_insert((now, 0));
+        if since.elapsed() >= WINDOW {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+    }
+}
 
 impl Throttle {
     /// Returns the time to wait, if one of these has had too many wrong passwords.
     pub(super) fn wait(&self, keys: &[TryKey]) -> Option<Duration> {
         let tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = |(key, free): &TryKey| {
-            let (since, count) = tries.get(key).or_else(|| tries.get(""))?;
+            let (since, count) = tries.counts.get(key).or_else(|| tries.counts.get(""))?;
             (*count >= *free).then(|| WINDOW.saturating_sub(since.elapsed())).filter(|wait| !wait.is_zero())
         };
         keys.iter().filter_map(wait).max()
@@ -38,12 +69,8 @@ impl Throttle {
     /// Counts a wrong password.
     pub(super) fn count(&self, keys: &[TryKey]) {
         let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tries.retain(|_, (since, _)| since.elapsed() < WINDOW);
-        for (key, _) in keys {
-            let is_full = tries.len() >= MAX_REMEMBERED && !tries.contains_key(key);
-            let key = if is_full { "" } else { key.as_str() };
-            tries.entry(key.to_owned()).or_insert_with(|| (Instant::now(), 0)).1 += 1;
-        }
+        tries.sweep();
+        keys.iter().for_each(|(key, _)| tries.count(key));
     }
 }
 
@@ -71,7 +98,7 @@ mod tests {
         for number in 0..2 * MAX_REMEMBERED {
             throttle.count(&[(format!("user {number}"), TRIES_OF_NAME)]);
         }
-        assert!(throttle.0.lock().unwrap().len() <= MAX_REMEMBERED + 1);
+        assert!(throttle.0.lock().unwrap().counts.len() <= MAX_REMEMBERED + 1);
         assert!(
             throttle.wait(&[("user new".to_owned(), TRIES_OF_NAME)]).is_some(),
             "those that find no room share one count"
