@@ -2,6 +2,7 @@
 
 use std::{error::Error, fmt, process::ExitCode};
 
+pub(crate) use machinist::error::chain_text as chain;
 use machinist::{
     ConnectError, ControlError, ResultError, SendError, TaskId,
     backend::BackendError,
@@ -104,20 +105,6 @@ impl CliError {
     pub(crate) fn context(self, action: impl fmt::Display) -> Self {
         Self { text: format!("{action}: {}", self.text), ..self }
     }
-}
-
-/// Joins an error and its causes, `a: b: c`, without repeating the text of a cause.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 const DOCTOR_HINT: &str = "`machinist doctor` shows details";

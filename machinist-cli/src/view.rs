@@ -4,24 +4,17 @@ use std::{fmt::Write, time::Duration};
 
 use machinist::{
     record::TaskState,
-    settings::{TraceLink, TracedTask, show_duration},
+    settings::{TraceLink, show_duration},
     view::{ParkedView, ProgressView, TaskView},
 };
 
 use crate::{args_view::ArgsText, people::People, spelling::as_argument, visible};
 
 /// Returns the view with the address of its trace, if it has one and there is a template.
-pub(crate) fn linked(view: TaskView, template: Option<&TraceLink>) -> TaskView {
-    let trace_link = view.trace_id.as_deref().zip(template).map(|(trace_id, template)| {
-        template.of(TracedTask {
-            trace_id,
-            id: &view.id,
-            task: view.name.as_deref().unwrap_or_default(),
-            queue: view.queue.as_deref().unwrap_or_default(),
-        })
-    });
-    let mut view = view;
-    view.trace_link = trace_link;
+pub(crate) fn linked(mut view: TaskView, template: Option<&TraceLink>) -> TaskView {
+    if let Some(template) = template {
+        template.add_to(&mut view);
+    }
     view
 }
 

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod fate;
+
 use std::{
     sync::{
         Arc, Mutex,
@@ -27,7 +29,7 @@ use machinist_core::{
 use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio_util::sync::CancellationToken;
 
-use self::{ArrowStep::*, Side::*};
+use self::{ArrowStep::*, Side::*, fate::Fate};
 
 /// Longer than any lease, guard and retry of these tests.
 const HOUR: Duration = Duration::from_secs(3600);
@@ -52,34 +54,6 @@ async fn task(cx: TaskContext, State(runs): State<Runs>, how: String) -> Result<
         "fails" => Err(TaskError::permanent("never")),
         "takes long" if !runs.released.load(Ordering::SeqCst) => std::future::pending().await,
         _ => Ok(()),
-    }
-}
-
-/// Sees what a process does, and ends it at one of its steps.
-#[derive(Debug, Default)]
-struct Fate {
-    end: Option<(ArrowStep, Side)>,
-    ended: CancellationToken,
-    seen: Mutex<Vec<ArrowStep>>,
-}
-
-#[async_trait]
-impl Witness for Fate {
-    async fn at(&self, step: ArrowStep, side: Side) {
-        if side == After && !self.ended.is_cancelled() {
-            let mut seen = self.seen.lock().unwrap();
-            seen.push(step);
-            // One that goes round in circles would keep paused time from passing.
-            if seen.len() > 1000 {
-                self.ended.cancel();
-            }
-        }
-        if self.end == Some((step, side)) {
-            self.ended.cancel();
-        }
-        if self.ended.is_cancelled() {
-            std::future::pending().await
-        }
     }
 }
 

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod fate;
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -12,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use machinist_conformance::{
     arrows::{ArrowStep, Side, Witness, Witnessed, WitnessedRuns},
     within,
@@ -25,7 +26,7 @@ use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use self::{ArrowStep::*, Side::*};
+use self::{ArrowStep::*, Side::*, fate::Fate};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Time after which the tasks of a process that died are taken over: a lease, and the checks.
@@ -64,34 +65,6 @@ async fn task(State(runs): State<Runs>, name: String) -> Result<(), TaskError> {
         sleep(Duration::from_millis(50)).await;
     }
     Ok(())
-}
-
-/// Sees what a process does, and ends it at one of its steps.
-#[derive(Debug, Default)]
-struct Fate {
-    end: Option<(ArrowStep, Side)>,
-    ended: CancellationToken,
-    seen: Mutex<Vec<ArrowStep>>,
-}
-
-#[async_trait]
-impl Witness for Fate {
-    async fn at(&self, step: ArrowStep, side: Side) {
-        if side == After && !self.ended.is_cancelled() {
-            let mut seen = self.seen.lock().unwrap();
-            seen.push(step);
-            // One that goes round in circles would keep paused time from passing.
-            if seen.len() > 1000 {
-                self.ended.cancel();
-            }
-        }
-        if self.end == Some((step, side)) {
-            self.ended.cancel();
-        }
-        if self.ended.is_cancelled() {
-            std::future::pending().await
-        }
-    }
 }
 
 /// A worker in a process of its own.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::{backend::BackendError, broker::PublishError, id::InvalidName};
 
-pub use machinist_adapter::error::BoxError;
+pub use machinist_adapter::error::{BoxError, chain_text};
 
 pub use crate::task_error::TaskError;
 

@@ -6,7 +6,7 @@ use machinist::{
     App, Client, FailureGroups, QueueName, WorkerFilter, WorkerInfo,
     periodic::PeriodicTask,
     record::Record,
-    settings::{TraceLink, TracedTask},
+    settings::TraceLink,
     view::{ArgsView, QueueView, TaskView},
 };
 use tokio::sync::Semaphore;
@@ -122,15 +122,9 @@ impl Site {
         let verified = self.options.verifies && !record.mirrored && is_stored;
         let view = TaskView::from(record).verified(verified).at(record, self.app.clock().now());
         let mut view = view.of_workflow(root);
-        view.trace_link =
-            view.trace_id.as_deref().zip(self.options.trace_link.as_ref()).map(|(trace_id, link)| {
-                link.of(TracedTask {
-                    trace_id,
-                    id: &view.id,
-                    task: view.name.as_deref().unwrap_or_default(),
-                    queue: view.queue.as_deref().unwrap_or_default(),
-                })
-            });
+        if let Some(link) = &self.options.trace_link {
+            link.add_to(&mut view);
+        }
         view
     }
 

@@ -7,6 +7,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+pub(crate) use machinist::error::chain_text as chain;
 use machinist::{
     ControlError, OrderError, PeekError, ResultError, SendError, backend::BackendError,
     periodic::PeriodicError, redact,
@@ -62,20 +63,6 @@ impl WebError {
     pub(crate) fn remedy(self, remedy: impl Into<String>) -> Self {
         Self { remedy: Some(remedy.into()), ..self }
     }
-}
-
-/// Joins an error and its causes, without repeating the text of a cause.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 impl IntoResponse for WebError {

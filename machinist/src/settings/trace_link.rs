@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use machinist_core::view::TaskView;
+
 /// Fields that a template may have.
 const FIELDS: [&str; 4] = ["trace_id", "id", "task", "queue"];
 
@@ -79,6 +81,18 @@ impl TraceLink {
             link.push_str(after);
         }
         link
+    }
+
+    /// Adds the link to the view of a task that has a trace.
+    pub fn add_to(&self, view: &mut TaskView) {
+        view.trace_link = view.trace_id.as_deref().map(|trace_id| {
+            self.of(TracedTask {
+                trace_id,
+                id: &view.id,
+                task: view.name.as_deref().unwrap_or_default(),
+                queue: view.queue.as_deref().unwrap_or_default(),
+            })
+        });
     }
 }
 
