@@ -5,6 +5,8 @@
 
 mod lanes;
 
+pub(crate) use self::lanes::EVERYTHING_ELSE;
+
 use std::{
     env,
     time::{Duration, Instant},
@@ -66,7 +68,8 @@ struct At {
 fn cargo_test(workspace: &Workspace, interrupt: &Interrupt, args: &[String], at: &At) -> Result<bool> {
     let began = Instant::now();
     let cargo = |more: &[&str]| {
-        let mut cargo = workspace.cargo(cargo_args(args));
+        let all: Vec<_> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        let mut cargo = workspace.cargo(cargo_args(&all));
         cargo
             .env(AMQP_URL, &at.amqp_url)
             .env(REDIS_URL, &at.redis_url)
@@ -75,7 +78,6 @@ fn cargo_test(workspace: &Workspace, interrupt: &Interrupt, args: &[String], at:
         if let Some(release) = &at.release {
             release.tell(&mut cargo);
         }
-        cargo.args(more);
         cargo
     };
     let mut tally = Tally::default();
@@ -98,14 +100,14 @@ fn cargo_test(workspace: &Workspace, interrupt: &Interrupt, args: &[String], at:
 }
 
 /// Doctests included: cargo runs them with the rest.
-pub(crate) fn cargo_args(args: &[String]) -> Vec<&str> {
+pub(crate) fn cargo_args<'a>(args: &[&'a str]) -> Vec<&'a str> {
     let mut all = vec!["test", "--all-features", "--locked", "--no-fail-fast"];
     let names_packages =
-        args.iter().any(|arg| arg == "-p" || arg.starts_with("--package") || arg == "--workspace");
+        args.iter().any(|arg| *arg == "-p" || arg.starts_with("--package") || *arg == "--workspace");
     if !names_packages {
         all.push("--workspace");
     }
-    all.extend(args.iter().map(String::as_str));
+    all.extend(args);
     all
 }
 
@@ -174,8 +176,7 @@ mod tests {
 
     #[test]
     fn naming_a_package_replaces_the_whole_workspace() {
-        let args = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        assert!(cargo_args(&args(&["retry"])).contains(&"--workspace"));
-        assert!(!cargo_args(&args(&["-p", "machinist-core"])).contains(&"--workspace"));
+        assert!(cargo_args(&["retry"]).contains(&"--workspace"));
+        assert!(!cargo_args(&["-p", "machinist-core"]).contains(&"--workspace"));
     }
 }

@@ -5,7 +5,7 @@
 //! without faults leads to an end, even if only one of the workers receives messages. `docs/delivery-model.md`
 //! describes what the model leaves out and what the search found.
 //!
-//! `MACHINIST_MODEL=large cargo test -p machinist-core --lib model -- --nocapture` searches further.
+//! `MACHINIST_MODEL=large cargo model -- --nocapture` searches further.
 
 mod decisions;
 mod environment;

@@ -5,7 +5,7 @@
 //! does beyond that (renewals, hand-backs, replies that are lost) is searched in `record/model`. Small scenes are searched
 //! exhaustively; larger ones by random walks, whose seeds are printed.
 //!
-//! `MACHINIST_MODEL=large cargo test -p machinist-core --lib workflow::model -- --nocapture` searches further.
+//! `MACHINIST_MODEL=large cargo model -- --nocapture` searches further.
 
 mod deliveries;
 mod search;

@@ -1,4 +1,4 @@
-//! Cost of signing a message: `cargo bench -p machinist-core --bench signing`.
+//! Cost of signing a message: `cargo bench -p machinist-bench --bench signing`.
 //!
 //! `sign`, `verify`, `encrypt` and `decrypt` handle an input of 600 bytes, which is that of a small task. `encrypt and sign`
 //! and `verify and decrypt` handle a message with an encrypted body of 256 bytes, in the order in which a sender and a

@@ -1,4 +1,4 @@
-//! Cost of a task beside the servers: `cargo bench -p machinist-core --features bench --bench decisions`.
+//! Cost of a task beside the servers: `cargo bench -p machinist-bench --bench decisions`.
 //!
 //! Its body and headers, written by who sends and read by who receives; the decisions of the delivery protocol; and the
 //! arithmetic of retries. Every task needs one of each but `judge`, `fail` and `retry`.

@@ -60,12 +60,12 @@ struct Checked {
 /// Checks all programs as binaries of one package, in one run of cargo. The package has its own folder and therefore
 /// its own lock, which the run that builds this test does not hold.
 fn check(programs: &BTreeMap<String, Vec<String>>) -> Checked {
-    let core = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let package = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compile-fail");
     fs::create_dir_all(&package).unwrap();
-    fs::write(package.join("Cargo.toml"), manifest(core, programs.keys())).unwrap();
+    fs::write(package.join("Cargo.toml"), manifest(here, programs.keys())).unwrap();
     // The same versions as the workspace: they are already on this machine.
-    fs::copy(core.join("../Cargo.lock"), package.join("Cargo.lock")).unwrap();
+    fs::copy(here.join("../Cargo.lock"), package.join("Cargo.lock")).unwrap();
     let output = Command::new(env!("CARGO"))
         .args(["check", "--offline", "--keep-going", "--bins", "--message-format=json", "--target-dir"])
         .arg(package.join("target"))
@@ -96,8 +96,8 @@ fn check(programs: &BTreeMap<String, Vec<String>>) -> Checked {
     checked
 }
 
-fn manifest<'a>(core: &Path, programs: impl Iterator<Item = &'a String>) -> String {
-    let macros = core.join("../machinist-macros");
+fn manifest<'a>(here: &Path, programs: impl Iterator<Item = &'a String>) -> String {
+    let [core, macros] = ["core", "macros"].map(|name| here.join(format!("../machinist-{name}")));
     let mut manifest = format!(
         "[workspace]\n\n\
          [package]\nname = \"compile-fail\"\nversion = \"0.0.0\"\nedition = \"2024\"\npublish = false\n\n\
@@ -105,7 +105,7 @@ fn manifest<'a>(core: &Path, programs: impl Iterator<Item = &'a String>) -> Stri
          serde = {{ version = \"1\", features = [\"derive\"] }}\n"
     );
     for name in programs {
-        let path = core.join("tests/compile_fail").join(name).with_extension("rs");
+        let path = here.join("tests/compile_fail").join(name).with_extension("rs");
         write!(manifest, "\n[[bin]]\nname = {name:?}\npath = {path:?}\n").unwrap();
     }
     manifest

@@ -102,7 +102,6 @@ async fn a_flood_is_bounded_and_a_task_without_lines_stores_none() {
     assert!(running.stop().await.is_clean());
 }
 
-#[cfg(feature = "task-log")]
 #[tokio::test(start_paused = true)]
 async fn tracing_events_of_a_handler_are_lines_of_its_log() {
     use machinist_core::TaskLogLayer;
