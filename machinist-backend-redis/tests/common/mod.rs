@@ -1,5 +1,7 @@
 //! What the tests share: a namespace of their own on the server that they share.
 
+use std::time::Duration;
+
 use machinist_backend_redis::{RedisBackend, RedisOptions};
 use machinist_conformance::service_url;
 use machinist_core::id::TaskId;
@@ -28,7 +30,9 @@ impl Namespace {
     /// A connection beside the backend, to look and to break things.
     pub(crate) async fn side_door(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(self.url.as_str()).expect("a URL of a Redis server");
-        client.get_multiplexed_async_connection().await.expect("the test server is there")
+        // A busy disk may stop the server for longer than the 500 ms for which this client waits unless told otherwise.
+        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(60)));
+        client.get_multiplexed_async_connection_with_config(&patient).await.expect("the test server is there")
     }
 
     /// Deletes what a test left behind.

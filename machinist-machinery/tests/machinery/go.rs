@@ -65,7 +65,10 @@ impl Go {
             .exchange_declare(exchange.as_str().into(), kind, durable, FieldTable::default())
             .await
             .unwrap();
-        let redis = redis::Client::open(redis).unwrap().get_multiplexed_async_connection().await.unwrap();
+        // A busy disk may stop the server for longer than the 500 ms for which this client waits unless told otherwise.
+        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(60)));
+        let redis = redis::Client::open(redis).unwrap();
+        let redis = redis.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
         let go = Self { channel, redis, exchange, queue: name.to_owned(), ran: Arc::default() };
         go.declare(name, name, FieldTable::default()).await;
         go

@@ -46,7 +46,7 @@ impl House {
         let broker = MemoryBroker::new();
         let key = Key::generate(Algorithm::HmacSha256, "test").unwrap();
         let app = App::builder(Arc::new(broker.clone()), Arc::new(MemoryBackend::new())).keyring(key);
-        let app = app.build().await.unwrap();
+        let app = app.results_ttl(60 * SOON).build().await.unwrap();
         let failures = Arc::new(AtomicU32::new(failures));
         let worker = Worker::builder(&app).queue("q").task(FAIL, fail).state(Arc::clone(&failures));
         let stop = CancellationToken::new();
@@ -211,11 +211,11 @@ async fn a_task_that_was_named_and_never_published_is_published() {
 async fn a_letter_outlives_the_record_of_its_task() {
     let house = House::open(1).await;
     house.fail(0..1).await;
-    tokio::time::sleep(25 * 60 * SOON).await;
+    tokio::time::sleep(90 * SOON).await;
     let letters = house.letters().await;
     let again = successor(&house.replay(&letters).await);
     assert_eq!(house.app.result(again).typed::<u32>().wait(SOON).await.unwrap(), 0);
-    assert!(house.app.result(letters[0].task.clone().unwrap()).record().await.is_err(), "not made anew");
+    assert!(house.app.result(letters[0].task.clone().unwrap()).record().await.is_err(), "not made again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -393,7 +393,7 @@ async fn copies_of_one_letter_are_one_task_even_after_its_records_are_forgotten(
     let letters = house.letters().await;
     let again = successor(&house.replay(&letters).await);
     house.app.result(again.clone()).typed::<u32>().wait(SOON).await.unwrap();
-    tokio::time::sleep(25 * 60 * SOON).await;
+    tokio::time::sleep(90 * SOON).await;
     assert!(house.app.result(ids[0].clone()).record().await.is_err(), "it is forgotten");
     for _ in 0..3 {
         bury(&house, letter.clone()).await;

@@ -46,11 +46,16 @@ struct Installation {
 
 impl Installation {
     async fn new() -> Self {
+        Self::keeping_records(24 * HOUR).await
+    }
+
+    /// Keeps the records of ended tasks, and of those that wait for a retry, for this time.
+    async fn keeping_records(ttl: Duration) -> Self {
         let broker = MemoryBroker::new();
         let overdue = Arc::new(AtomicU32::new(0));
         let seen = Arc::clone(&overdue);
         let builder = App::builder(Arc::new(broker.clone()), Arc::new(MemoryBackend::new()));
-        let builder = builder.observer(move |event: &Event<'_>| {
+        let builder = builder.results_ttl(ttl).observer(move |event: &Event<'_>| {
             if matches!(event.kind, EventKind::Overdue { .. }) {
                 seen.fetch_add(1, Ordering::SeqCst);
             }
@@ -137,14 +142,14 @@ async fn a_message_that_was_only_late_finds_its_attempt_over() {
 
 #[tokio::test(start_paused = true)]
 async fn a_retry_that_outlives_its_record_is_not_run_at_once() {
-    let here = Installation::new().await;
+    let here = Installation::keeping_records(HOUR).await;
     let _running = Running::start(here.worker());
-    let call = WORK.call((1,)).retries(1).backoff(Backoff::fixed(48 * HOUR));
+    let call = WORK.call((1,)).retries(1).backoff(Backoff::fixed(3 * HOUR));
     let task = here.app.client().send(call).await.unwrap();
     while task.state().await.unwrap() != TaskState::Retry {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let refused = here.app.client().run_now(task.id()).await;
     assert!(matches!(refused, Err(ControlError::State { state: TaskState::Retry, .. })), "{refused:?}");
-    assert_eq!(task.wait(49 * HOUR).await.unwrap(), 2);
+    assert_eq!(task.wait(4 * HOUR).await.unwrap(), 2);
 }

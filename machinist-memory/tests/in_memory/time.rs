@@ -70,7 +70,12 @@ fn open(gate: &Gate) {
 }
 
 async fn app() -> App {
-    App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new())).build().await.unwrap()
+    app_that_keeps_records(24 * HOUR).await
+}
+
+async fn app_that_keeps_records(ttl: Duration) -> App {
+    let builder = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()));
+    builder.results_ttl(ttl).build().await.unwrap()
 }
 
 fn worker(app: &App) -> WorkerBuilder {
@@ -107,17 +112,17 @@ async fn runs(app: &App) -> serde_json::Value {
 
 #[tokio::test(start_paused = true)]
 async fn a_delayed_task_that_is_revoked_never_starts() {
-    let app = app().await;
+    let app = app_that_keeps_records(HOUR).await;
     let client = app.client();
     let calls = Arc::new(AtomicU32::new(0));
     let _running = Running::start(worker(&app).task(FAIL, fail).state(Arc::clone(&calls)));
     // Longer than records of ended tasks are kept: the message must still find this one.
-    let delayed = client.send(FAIL.call(()).countdown(30 * HOUR)).await.unwrap();
+    let delayed = client.send(FAIL.call(()).countdown(3 * HOUR)).await.unwrap();
     assert_eq!(client.revoke(delayed.id()).await.unwrap(), Revoked::Ended);
     assert_eq!(failed(&delayed).await, (FailureKind::Revoked, "revoked".to_owned()));
     assert_eq!(client.revoke(delayed.id()).await.unwrap(), Revoked::Ended, "twice is fine");
     assert_eq!(client.scheduled(10).await.unwrap(), []);
-    tokio::time::sleep(31 * HOUR).await;
+    tokio::time::sleep(4 * HOUR).await;
     assert_eq!(calls.load(Ordering::SeqCst), 0);
 }
 
@@ -446,7 +451,7 @@ async fn what_waits_for_its_next_run_is_listed_with_the_reason() {
 
 #[tokio::test(start_paused = true)]
 async fn a_delayed_task_is_run_at_once_and_only_once() {
-    let app = app().await;
+    let app = app_that_keeps_records(HOUR).await;
     let client = app.client();
     let calls = Arc::new(AtomicU32::new(0));
     const COUNT: TaskDef<(), u32> = TaskDef::new("count");
@@ -455,13 +460,13 @@ async fn a_delayed_task_is_run_at_once_and_only_once() {
     };
     let _running = Running::start(worker(&app).task(COUNT, count).state(Arc::clone(&calls)));
     // Due after records of ended tasks are forgotten: its message must find this one ended all the same.
-    let delayed = client.send(COUNT.call(()).countdown(30 * HOUR)).await.unwrap();
+    let delayed = client.send(COUNT.call(()).countdown(3 * HOUR)).await.unwrap();
     client.run_now(delayed.id()).await.unwrap();
     assert_eq!(delayed.wait(SOON).await.unwrap(), 1);
     assert_eq!(client.scheduled(10).await.unwrap(), []);
     let again = client.run_now(delayed.id()).await;
     assert!(matches!(again, Err(ControlError::State { state: TaskState::Success, .. })), "{again:?}");
-    tokio::time::sleep(31 * HOUR).await;
+    tokio::time::sleep(4 * HOUR).await;
     assert_eq!(calls.load(Ordering::SeqCst), 1);
     let unknown = client.run_now(&TaskId::fresh()).await;
     assert!(matches!(unknown, Err(ControlError::Unknown { .. })), "{unknown:?}");

@@ -1,6 +1,6 @@
 //! Servers of the test: an SQLite file, or Redis and RabbitMQ behind a proxy that counts connections.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use lapin::{
     Connection, ConnectionProperties,
@@ -169,7 +169,9 @@ impl Network {
     /// Returns all bytes of the backend as text.
     pub(crate) async fn bytes_of_backend(&self) -> String {
         let client = redis::Client::open(self.redis.as_str()).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        // A busy disk may stop the server for longer than the 500 ms for which this client waits unless told otherwise.
+        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(60)));
+        let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
         let pattern = format!("{}*", self.namespace);
         let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut connection).await.unwrap();
         let mut all = String::new();
