@@ -291,7 +291,7 @@ impl Client {
         // As of its end: it was fresh when a worker ended it.
         let ended = record.as_ref().and_then(|record| record.ended_at).unwrap_or(now).min(now);
         let envelope = self.kept_envelope(id, &facts, name::MESSAGE, ended)?;
-        self.send_again(&facts, envelope).await
+        self.send_copy(&facts, envelope).await
     }
 
     /// Returns the call of a task as a new signature, with another id, so that it can be changed and sent as a new task.
@@ -318,7 +318,7 @@ impl Client {
 
     /// Sends the call of an envelope as a new task; `facts` is the record of its task. Until the new task is known to have
     /// reached a worker, its message is published again: an interruption may have lost it.
-    pub(crate) async fn send_again(
+    pub(crate) async fn send_copy(
         &self,
         facts: &Facts,
         envelope: Envelope,

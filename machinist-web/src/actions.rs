@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 
 use axum::http::StatusCode;
 use machinist::{
-    ControlError, DeadFilter, DeadLetter, DeadLetterOutcome, OrderResult, QueueName, Revoked, Signature,
-    TaskId, TaskName, WorkerAction, WorkerFilter, nearest,
+    DeadFilter, DeadLetter, DeadLetterOutcome, OrderResult, QueueName, Revoked, Signature, TaskId, TaskName,
+    WorkerAction, WorkerFilter, nearest,
     record::TaskState,
     view::{DeadLetterView, OrderView, SettledView},
+    workflow_status::SentAgain,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -84,33 +85,13 @@ pub(crate) fn queue_name(text: &str) -> Result<QueueName, WebError> {
     QueueName::parse(text).map_err(|error| WebError::unknown(format!("there is no queue {text:?}: {error}")))
 }
 
-/// Returns `true` if a task is the root of a workflow.
-async fn is_root(site: &Site, id: &TaskId) -> Result<bool, WebError> {
-    let places = site.client().workflows_of(std::slice::from_ref(id)).await?;
-    Ok(places.into_iter().flatten().next().is_some_and(|place| place.path.is_none()))
-}
-
 /// Sends a failed task or workflow again. A task that waits for its next run runs now.
 pub(crate) async fn retry(site: &Site, actor: &Actor, id: &str) -> Result<ActionResult, WebError> {
     let acting = async {
         let (client, id) = (site.client(), task_id(id)?);
-        let again = if is_root(site, &id).await? {
-            let last = client.retry_workflow(&id).await?;
-            last.workflow_id().unwrap_or_else(|| last.id()).clone()
-        } else {
-            match client.retry(&id).await {
-                Ok(again) => again.id().clone(),
-                Err(ControlError::State { state: TaskState::Retry, .. }) => {
-                    client.run_now(&id).await?;
-                    id.clone()
-                }
-                Err(error) => return Err(error.into()),
-            }
-        };
-        let text = if again == id {
-            "It runs as soon as a worker is free."
-        } else {
-            "It was sent again, as this task."
+        let (again, text) = match client.send_again(&id).await? {
+            SentAgain::As(again) => (again, "It was sent again, as this task."),
+            SentAgain::RunsNow => (id.clone(), "It runs as soon as a worker is free."),
         };
         Ok(ActionResult::sent(json!({"id": again, "retry_of": id}), text, &again))
     };
@@ -121,7 +102,7 @@ pub(crate) async fn retry(site: &Site, actor: &Actor, id: &str) -> Result<Action
 pub(crate) async fn revoke(site: &Site, actor: &Actor, id: &str) -> Result<ActionResult, WebError> {
     let acting = async {
         let (client, id) = (site.client(), task_id(id)?);
-        if is_root(site, &id).await? {
+        if client.is_workflow(&id).await? {
             let (ended, asked) = client.revoke_workflow(&id).await?;
             let text = format!(
                 "Nothing more of it starts. Tasks that ended: {ended}; running tasks asked to end: {asked}."

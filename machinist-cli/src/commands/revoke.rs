@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     bulk::{self, BulkChange},
-    connect, workflow,
+    connect,
 };
 use crate::{
     args::RevokeArgs,
@@ -54,7 +54,7 @@ pub(super) async fn run(args: &RevokeArgs, settings: &Settings, json: bool) -> R
     };
     let app = connect(settings).await?;
     let client = app.client();
-    if workflow::is_root(&client, id).await? {
+    if client.is_workflow(id).await? {
         if args.terminate {
             let text = format!("--terminate is for single tasks, and {} is a workflow", id);
             let remedy = "revoke the workflow without it; `machinist status` names its running tasks";

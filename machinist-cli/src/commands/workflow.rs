@@ -31,11 +31,6 @@ pub(super) async fn place_of(client: &Client, id: &TaskId) -> Result<Option<Task
     Ok(client.workflows_of(std::slice::from_ref(id)).await?.into_iter().next().flatten())
 }
 
-/// Returns `true` if an id is that of a workflow's root.
-pub(super) async fn is_root(client: &Client, id: &TaskId) -> Result<bool, CliError> {
-    Ok(place_of(client, id).await?.is_some_and(|place| place.path.is_none()))
-}
-
 /// Shows a workflow.
 pub(super) async fn show(app: &App, args: &StatusArgs, json: bool) -> Result<Code, CliError> {
     let client = app.client();

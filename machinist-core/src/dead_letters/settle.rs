@@ -216,7 +216,7 @@ impl Client {
         if let Err(why) = self.app.may_publish(&envelope.name, &envelope.queue) {
             return refused(why);
         }
-        match self.send_again(&facts, envelope).await {
+        match self.send_copy(&facts, envelope).await {
             Ok(again) => Ok(DeadLetterOutcome::Replayed(again.id().clone())),
             Err(ControlError::NoMessage { why, .. }) => refused(why),
             Err(error) => Err(error),

@@ -19,7 +19,52 @@ use crate::{
 /// Number of records that are read at once.
 const PAGE_SIZE: usize = 500;
 
+/// Result of [`Client::send_again`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SentAgain {
+    /// The task or workflow was sent under this id.
+    As(TaskId),
+    /// The task waited for its next run, and runs as soon as a worker is free.
+    RunsNow,
+}
+
 impl Client {
+    /// Returns `true` if an id is that of a workflow, which is the id of its root.
+    ///
+    /// # Errors
+    /// [`ControlError`]
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn is_workflow(&self, id: &TaskId) -> Result<bool, ControlError> {
+        let places = self.workflows_of(std::slice::from_ref(id)).await;
+        let place = places.map_err(|error| unusable(id, error))?.into_iter().next().flatten();
+        Ok(place.is_some_and(|place| place.path.is_none()))
+    }
+
+    /// Sends a failed task or workflow again, as [`Client::retry`] and [`Client::retry_workflow`] do. A task that waits
+    /// for its next run runs at once, as by [`Client::run_now`].
+    ///
+    /// # Errors
+    /// [`ControlError`], as those functions.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the task sent or not; asking again is fine.
+    pub async fn send_again(&self, id: &TaskId) -> Result<SentAgain, ControlError> {
+        if self.is_workflow(id).await? {
+            let last = self.retry_workflow(id).await?;
+            return Ok(SentAgain::As(last.workflow_id().unwrap_or_else(|| last.id()).clone()));
+        }
+        match self.retry(id).await {
+            Ok(again) => Ok(SentAgain::As(again.id().clone())),
+            Err(ControlError::State { state: TaskState::Retry, .. }) => {
+                self.run_now(id).await?;
+                Ok(SentAgain::RunsNow)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Sends a workflow that failed again, as a new workflow, and returns the result of its last task. Steps that have succeeded are
     /// not run again: their recorded results are used. Of a member with several steps, all are run again unless the last
     /// has succeeded. The records of both roots name each other.
@@ -53,7 +98,7 @@ impl Client {
             ..old
         });
         let changed = changed.map_err(|locked| refused(locked.to_string()))?;
-        let again = self.send_again(&facts, changed).await?.id().clone();
+        let again = self.send_copy(&facts, changed).await?.id().clone();
         let outline: Outline = facts.read(name::OUTLINE).unwrap_or_default();
         let last = outline.steps.iter().find(|step| step.is_last);
         let place = StepPlace::root(again.clone());

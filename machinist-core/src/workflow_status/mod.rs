@@ -3,4 +3,5 @@
 mod again;
 mod status;
 
+pub use again::SentAgain;
 pub use status::{MemberCounts, StepStatus, TaskPlace, WorkflowProgress, WorkflowStatus};

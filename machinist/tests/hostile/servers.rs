@@ -1,6 +1,6 @@
 //! Servers of the test: an SQLite file, or Redis and RabbitMQ behind a proxy that counts connections.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use lapin::{
     Connection, ConnectionProperties,
@@ -198,8 +198,13 @@ impl Network {
         let channel = self.channel().await;
         let name = format!("{}:{}.dead", self.namespace, queue());
         let mut reasons = Vec::new();
+        // A letter that a slow broker has not confirmed in time is published again, byte for byte.
+        let mut seen = HashSet::new();
         let options = BasicGetOptions { no_ack: true };
         while let Some(got) = channel.basic_get(name.as_str().into(), options).await.unwrap() {
+            if !seen.insert(format!("{:?} {:?}", got.delivery.properties, got.delivery.data)) {
+                continue;
+            }
             let headers = got.delivery.properties.headers().clone().unwrap();
             match &headers.inner()["machinist-dead-reason"] {
                 AMQPValue::LongString(reason) => reasons.push(reason.to_string()),

@@ -1,15 +1,16 @@
 //! Performance of the actions. Each is what a command of the program does, with the same words.
 
-use machinist::{App, Client, OrderResult, QueueName, TaskId, WorkerAction, WorkerFilter};
+use machinist::{
+    App, Client, OrderResult, QueueName, TaskId, WorkerAction, WorkerFilter, workflow_status::SentAgain,
+};
 
 use super::action::{MAX_RETRIED, TopAction, TopOrder};
 use crate::{
     commands::{
         bulk::{self, BulkChange},
-        retry::{Again, RUNS_NOW, again},
+        retry::RUNS_NOW,
         revoke,
         workers::cannot_order,
-        workflow,
     },
     exit::{CliError, Code, chain},
 };
@@ -100,7 +101,7 @@ fn task(id: &str) -> Result<TaskId, CliError> {
 
 async fn revoke_task(client: &Client, id: &str) -> Result<String, CliError> {
     let id = task(id)?;
-    if workflow::is_root(client, &id).await? {
+    if client.is_workflow(&id).await? {
         let (ended, asked) = client.revoke_workflow(&id).await?;
         return Ok(format!("workflow {id}: {}", revoke::workflow_text(ended, asked)));
     }
@@ -110,9 +111,9 @@ async fn revoke_task(client: &Client, id: &str) -> Result<String, CliError> {
 
 async fn retry_task(client: &Client, id: &str) -> Result<String, CliError> {
     let id = task(id)?;
-    Ok(match again(client, &id).await? {
-        Again::Sent(as_task) => format!("task {id} was sent again as {as_task}"),
-        Again::RunsNow => format!("task {id}: {RUNS_NOW}"),
+    Ok(match client.send_again(&id).await? {
+        SentAgain::As(as_task) => format!("task {id} was sent again as {as_task}"),
+        SentAgain::RunsNow => format!("task {id}: {RUNS_NOW}"),
     })
 }
 
