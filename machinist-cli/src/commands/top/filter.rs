@@ -81,16 +81,18 @@ pub(super) struct ListFilter {
 }
 
 impl ListFilter {
-    /// Reads a filter. Terms are separated by blanks or `&`; a value with blanks is between double quotes.
+    /// Reads a filter. Terms are separated by blanks or `&`; a value with blanks is between double quotes. The address of a
+    /// list, or its query from the `?` on, is read as browsers write it.
     ///
     /// # Errors
     /// The mistake, and the remedy.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let mut terms = BTreeMap::new();
-        for term in split(text)? {
-            let (name, value) = term
-                .split_once('=')
-                .ok_or_else(|| format!("{term:?} has no key; write one like name={term}"))?;
+        let pairs = match query_of(text) {
+            Some(query) => pairs_of_query(query),
+            None => split(text)?.iter().map(|term| pair(term)).collect::<Result<_, _>>()?,
+        };
+        for (name, value) in &pairs {
             let key = FilterKey::ALL.into_iter().find(|key| key.as_str() == name);
             let key = key.ok_or_else(|| unknown_key(name))?;
             if value.is_empty() {
@@ -98,7 +100,7 @@ impl ListFilter {
             }
             let value = match key {
                 FilterKey::State => task_state(value)?.as_str().to_owned(),
-                _ => value.to_owned(),
+                _ => value.clone(),
             };
             if terms.insert(key, value).is_some() {
                 return Err(format!("{name}= is there twice; write it once"));
@@ -133,6 +135,26 @@ fn unknown_key(name: &str) -> String {
         Some(meant) => format!("there is no key {name:?}; did you mean {meant}=?"),
         None => format!("there is no key {name:?}; write {}", known.join("=, ") + "="),
     }
+}
+
+/// Returns the query of an address: of a whole one, or of one that was copied from its `?` on.
+fn query_of(text: &str) -> Option<&str> {
+    let text = text.trim();
+    let (before, query) = text.split_once('?')?;
+    let query = query.split_once('#').map_or(query, |(query, _)| query);
+    (before.is_empty() || before.contains("://")).then_some(query)
+}
+
+/// Returns the names and values of a query. Fields of a form that were left empty ask for nothing.
+fn pairs_of_query(query: &str) -> Vec<(String, String)> {
+    let pairs = url::form_urlencoded::parse(query.as_bytes());
+    pairs.filter(|(_, value)| !value.is_empty()).map(|(name, value)| (name.into(), value.into())).collect()
+}
+
+fn pair(term: &str) -> Result<(String, String), String> {
+    let (name, value) =
+        term.split_once('=').ok_or_else(|| format!("{term:?} has no key; write one like name={term}"))?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Splits a text into terms, without their quotes.
@@ -185,6 +207,21 @@ mod tests {
         {
             assert!(!fits(text), "{text}");
         }
+    }
+
+    #[test]
+    fn an_address_is_read_as_browsers_write_it() {
+        for text in [
+            "http://127.0.0.1:8080/tasks?state=FAILURE&name=mail.%2A&error=connection+refused",
+            "?state=failure&name=&error=timeout%20after",
+        ] {
+            assert!(fits(text), "{text}");
+        }
+        assert!(!fits("?error=connection%20lost"));
+        let literal = ListFilter::parse("queue=mail+gpu error=\"50%25\"").unwrap();
+        assert_eq!(literal.get(FilterKey::Queue), Some("mail+gpu"));
+        assert_eq!(literal.get(FilterKey::Error), Some("50%25"));
+        assert!(ListFilter::parse("?colour=red").unwrap_err().contains("there is no key \"colour\""));
     }
 
     #[test]
