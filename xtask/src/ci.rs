@@ -50,9 +50,12 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
             report.line("msrv", &remedy, None);
         }
     }
-    report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
     report.step("test", || test::run(workspace, interrupt, None, &[]));
-    report.step("chaos", || chaos::run_beside_tests(workspace, interrupt, &chaos_args));
+    // The scenarios leave time for the compiler, which checks the features one after the other.
+    report.steps_at_once(
+        ("features", || each_feature(workspace, &|args| cargo(args, None))),
+        ("chaos", || chaos::run_beside_tests(workspace, interrupt, &chaos_args)),
+    );
     report.finish()
 }
 

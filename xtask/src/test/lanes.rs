@@ -41,6 +41,17 @@ struct TestProgram {
     package_dir: PathBuf,
 }
 
+/// The programs that take minutes, by their targets. They begin first, or one of them runs alone at the end.
+const LONG: [&str; 5] = ["program", "machinist_core", "rabbitmq", "hostile", "in_memory"];
+
+impl TestProgram {
+    /// Its turn: the long ones come first.
+    fn turn(&self) -> usize {
+        let target = self.name.rsplit(": ").next().unwrap_or(&self.name);
+        LONG.iter().position(|long| *long == target).unwrap_or(LONG.len())
+    }
+}
+
 /// What a program came to.
 struct Ended {
     name: String,
@@ -68,9 +79,10 @@ pub(super) fn run(
         }
     }
     let libraries = library_path(workspace);
-    // The doctests first, because they take longest.
+    let mut programs = programs(&messages)?;
+    programs.sort_by_key(TestProgram::turn);
     let mut commands = VecDeque::from([("doctests".to_owned(), cargo(&["--doc"]))]);
-    commands.extend(programs(&messages)?.into_iter().map(|program| {
+    commands.extend(programs.into_iter().map(|program| {
         let command = as_cargo_runs_it(&program, &libraries, cargo);
         (program.name, command)
     }));
@@ -197,6 +209,8 @@ mod tests {
         let found = programs(&messages).unwrap();
         let names: Vec<&str> = found.iter().map(|program| program.name.as_str()).collect();
         assert_eq!(names, ["machinist-cli: program", "machinist_core"]);
+        let turns: Vec<usize> = found.iter().map(TestProgram::turn).collect();
+        assert_eq!(turns, [0, 1]);
         assert_eq!(found[0].package_dir, Path::new("/w/machinist-cli"));
         assert!(programs(&messages[..3]).is_err());
     }
