@@ -461,15 +461,11 @@ fn flip(value: &mut HeaderValue, at: u8, flipped: u8) {
     }
 }
 
-// By path: the tests of this crate are compiled without the crates that depend on it.
-#[cfg(test)]
-#[path = "../../machinist-conformance/src/hostile_bytes.rs"]
-#[allow(unreachable_pub, reason = "public in its crate")]
-mod hostile_bytes;
-
 #[cfg(test)]
 mod tests {
-    use super::{hostile_bytes::any_bytes, *};
+    use machinist_conformance::any_bytes;
+
+    use super::*;
 
     #[test]
     fn bodies() {

@@ -29,7 +29,7 @@ pub(crate) fn run_beside_tests(
     interrupt: &Interrupt,
     args: &[String],
 ) -> Result<bool> {
-    let mut build = workspace.cargo(test::cargo_args(&[&test::EVERYTHING_ELSE[..], &["--no-run"]].concat()));
+    let mut build = workspace.cargo(test::cargo_args(&["--no-run"]));
     ensure!(command::run(&mut build, interrupt)?.success(), "the tests do not compile");
     let program = Command::new(workspace.target_dir().join("debug/machinist-chaos"));
     run_program(program, workspace, interrupt, None, args)

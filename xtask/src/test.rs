@@ -5,8 +5,6 @@
 
 mod lanes;
 
-pub(crate) use self::lanes::EVERYTHING_ELSE;
-
 use std::{
     env,
     time::{Duration, Instant},

@@ -25,12 +25,6 @@ use crate::{
 /// How many programs run at once.
 const LANES: usize = 3;
 
-/// The tests that search all states of the protocols. Optimized, they take a third of the time; to optimize everything
-/// that is linked with the core takes longer than it saves. `cargo model` of `.cargo/config.toml` does the same.
-const SEARCHES: [&str; 5] =
-    ["-p", "machinist-core", "--lib", "--config", "profile.dev.package.machinist-core.opt-level=2"];
-pub(crate) const EVERYTHING_ELSE: [&str; 3] = ["--workspace", "--exclude", "machinist-core"];
-
 /// A test program that cargo has built.
 #[derive(Debug, PartialEq, Eq)]
 struct TestProgram {
@@ -42,7 +36,7 @@ struct TestProgram {
 }
 
 /// The programs that take minutes, by their targets. They begin first, or one of them runs alone at the end.
-const LONG: [&str; 5] = ["program", "machinist_core", "rabbitmq", "hostile", "in_memory"];
+const LONG: [&str; 4] = ["program", "machinist_core", "rabbitmq", "in_memory"];
 
 impl TestProgram {
     /// Its turn: the long ones come first.
@@ -68,15 +62,12 @@ pub(super) fn run(
     mut each: impl FnMut(&str),
 ) -> Result<bool> {
     let mut messages = Vec::new();
-    for part in [&EVERYTHING_ELSE[..], &SEARCHES[..]] {
-        let no_run = ["--no-run", "--message-format=json-render-diagnostics"];
-        let mut build = cargo(&[part, &no_run].concat());
-        let built = command::run_lines(&mut build, interrupt, |line| messages.push(line.to_owned()))?;
-        interrupt.check()?;
-        if !built.success() {
-            each(&format!("the tests do not compile ({built})"));
-            return Ok(false);
-        }
+    let mut build = cargo(&["--no-run", "--message-format=json-render-diagnostics"]);
+    let built = command::run_lines(&mut build, interrupt, |line| messages.push(line.to_owned()))?;
+    interrupt.check()?;
+    if !built.success() {
+        each(&format!("the tests do not compile ({built})"));
+        return Ok(false);
     }
     let libraries = library_path(workspace);
     let mut programs = programs(&messages)?;
