@@ -141,7 +141,7 @@ pub(crate) fn run_all(scenarios: &[Scenario], size: Size, lanes: usize, dir: &Pa
     let waiting = Mutex::new(scenarios.iter().copied());
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
     // A thread and a runtime for each, because a scenario blocks while it starts and kills its servers.
-    let ran: Vec<Result<Vec<&str>>> = thread::scope(|scope| {
+    let ran: Vec<Result<Vec<(&str, String)>>> = thread::scope(|scope| {
         let (next, interrupt) = (&next, &interrupt);
         let lane = |number| {
             scope.spawn(move || Runtime::new()?.block_on(run_lane(number, next, size, dir, interrupt)))
@@ -156,19 +156,24 @@ pub(crate) fn run_all(scenarios: &[Scenario], size: Size, lanes: usize, dir: &Pa
     if failed.is_empty() {
         say!("every invariant held, {} scenarios in {took} s", scenarios.len());
     } else {
-        say!("{} of {} scenarios failed in {took} s: {}", failed.len(), scenarios.len(), failed.join(", "));
+        let names: Vec<&str> = failed.iter().map(|(name, _)| *name).collect();
+        say!("{} of {} scenarios failed in {took} s: {}", names.len(), scenarios.len(), names.join(", "));
+        // Once more, for people who read a log from below.
+        for (_, told) in &failed {
+            say!("{told}");
+        }
     }
     Ok(failed.is_empty())
 }
 
-/// Runs one scenario after the other while there is a next one; names of those that failed.
+/// Runs one scenario after the other while there is a next one; those that failed, and what they violated.
 async fn run_lane(
     number: usize,
     next: &(dyn Fn() -> Option<Scenario> + Sync),
     size: Size,
     dir: &Path,
     interrupt: &Interrupt,
-) -> Result<Vec<&'static str>> {
+) -> Result<Vec<(&'static str, String)>> {
     let services = Services::at(&dir.join(format!("servers-{number}")))?;
     let up = tokio::task::block_in_place(|| services.up(interrupt))?;
     say!("{}", up.report());
@@ -179,8 +184,8 @@ async fn run_lane(
         && let Some(scenario) = next()
     {
         if let Err(told) = run_told(scenario, size, dir, &services, &up.endpoints).await {
-            failed.push(scenario.name());
             say!("{told}");
+            failed.push((scenario.name(), told));
         }
         restored = restore(&services, interrupt);
     }
