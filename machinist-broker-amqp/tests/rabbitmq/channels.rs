@@ -25,17 +25,15 @@ async fn publish(broker: &dyn Broker, publish: Publish) {
     within(STEP_TIMEOUT, "a publish", broker.publish(vec![publish])).await.remove(0).unwrap();
 }
 
-/// Number of channels that RabbitMQ allows for each connection, with the settings that it comes with.
-const MAX_CHANNELS: usize = 2047;
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_question_for_a_missing_queue_costs_no_channel() {
     in_namespace(async |harness| {
         let broker = harness.broker(harness.options()).await;
         let there = queue("there");
         publish(&broker, to(&there)).await;
+        let raw = Raw::connect(&harness.url).await;
         let mut names: Vec<_> =
-            (0..MAX_CHANNELS / 2 + 50).map(|number| queue(&format!("gone.{number}"))).collect();
+            (0..raw.max_channels() / 2 + 50).map(|number| queue(&format!("gone.{number}"))).collect();
         names.push(there.clone());
         for _ in 0..2 {
             // Two questions for each name: the dead letters are missing too.
@@ -46,7 +44,6 @@ async fn a_question_for_a_missing_queue_costs_no_channel() {
         let what = Consume { queues: vec![there], prefetch: 1 };
         let mut consumer = within(STEP_TIMEOUT, "a subscription", broker.consume(what)).await.unwrap();
         within(STEP_TIMEOUT, "a delivery", consumer.next()).await.unwrap();
-        let raw = Raw::connect(&harness.url).await;
         raw.declare(&harness.on_broker(&names[7]), &[]).await;
         let back = within(STEP_TIMEOUT, "a depth", broker.depth(&names[7..8])).await.unwrap();
         assert_eq!(back[0].ready, Some(0), "a queue that is there again is found");
@@ -64,7 +61,7 @@ async fn a_connection_that_has_no_channel_left_is_replaced() {
         let existing_queues = HashMap::from([(bad.clone(), missing)]);
         let broker = harness.broker(AmqpOptions { existing_queues, ..harness.options() }).await;
         let batch = || (0..16).map(|_| to(&bad)).collect();
-        for _ in 0..MAX_CHANNELS + 10 {
+        for _ in 0..Raw::connect(&harness.url).await.max_channels() + 10 {
             // The broker closes the channel on which the missing queue is checked.
             let answers = within(STEP_TIMEOUT, "a refusal", broker.publish(batch())).await;
             assert!(answers.iter().all(Result::is_err));

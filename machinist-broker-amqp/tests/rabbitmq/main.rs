@@ -11,6 +11,8 @@ mod dead_letters;
 mod delivery_limit;
 mod dropped;
 mod nacks;
+#[path = "../shared/namespace.rs"]
+mod namespace;
 mod nodes;
 mod peek;
 mod support;

@@ -16,6 +16,8 @@ mod long;
 mod machinery;
 mod main_job;
 mod mixed;
+#[path = "../../../machinist-broker-amqp/tests/shared/namespace.rs"]
+mod namespace;
 mod observe;
 mod operator;
 mod orders;

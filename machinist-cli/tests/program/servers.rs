@@ -20,8 +20,9 @@ pub(crate) fn servers_without_key(test: &str) -> Option<Folder> {
             let mut folder = Folder::new();
             folder.set("MACHINIST_BROKER", &broker);
             folder.set("MACHINIST_BACKEND", &backend);
-            let name = machinist::TaskId::fresh();
-            folder.set("MACHINIST_NAMESPACE", &format!("t-{name}"));
+            let namespace = format!("t-{}", machinist::TaskId::fresh());
+            folder.set("MACHINIST_NAMESPACE", &namespace);
+            folder.shared = Some((broker, namespace));
             Some(folder)
         }
         _ if std::env::var("MACHINIST_REQUIRE_SERVICES").is_ok_and(|value| value == "1") => {

@@ -20,6 +20,8 @@ use nix::{
 };
 use serde_json::Value;
 
+use crate::namespace::delete_delays;
+
 /// Maximum time of a wait, also on a busy machine.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
 
@@ -28,6 +30,19 @@ pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
 pub(crate) struct Folder {
     dir: tempfile::TempDir,
     environment: Vec<(String, String)>,
+    /// RabbitMQ and the namespace on it, of which the delays are deleted with the folder.
+    pub(crate) shared: Option<(String, String)>,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let Some((broker, namespace)) = &self.shared else { return };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // A test that has failed says more than a broker that is away.
+        if let Err(error) = runtime.block_on(delete_delays(broker, namespace)) {
+            eprintln!("{namespace} stays on the broker: {error}");
+        }
+    }
 }
 
 /// Output and exit code of a command.
@@ -63,7 +78,7 @@ impl Ran {
 
 impl Folder {
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), environment: Vec::new() }
+        Self { dir: tempfile::tempdir().unwrap(), environment: Vec::new(), shared: None }
     }
 
     /// Creates a folder with a machinist.toml.

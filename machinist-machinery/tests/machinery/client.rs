@@ -109,7 +109,7 @@ async fn a_worker_of_go_serves_a_client_of_ours() {
     }
 
     theirs.abort();
-    go.clean_up().await;
+    fleet.clean_up().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -128,7 +128,7 @@ async fn workflows_of_our_client_run_in_a_worker_of_ours_too() {
     let twice = client.send(again).await.unwrap();
     assert_eq!((twice.id(), twice.wait(SOON).await.unwrap()), (sent.id(), 7), "the same workflow");
     fleet.kill(worker).await;
-    fleet.go.clean_up().await;
+    fleet.clean_up().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -168,5 +168,5 @@ async fn what_go_has_no_word_for_is_not_sent() {
         let text = format!("{error}: {source}");
         assert!(text.contains(says), "{text}");
     }
-    fleet.go.clean_up().await;
+    fleet.clean_up().await;
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::go::{Go, Handler, fresh, signature};
+use crate::namespace::delete_delays;
 
 const ADD: TaskDef<Rest<i64>, i64> = TaskDef::new("add");
 const MULTIPLY: TaskDef<Rest<i64>, i64> = TaskDef::new("multiply");
@@ -67,6 +68,14 @@ impl Fleet {
             exchange = go.exchange,
         );
         Some(Self { go, toml, namespace, _key: key })
+    }
+
+    /// Removes everything from RabbitMQ.
+    pub(crate) async fn clean_up(&self) {
+        let amqp = service_url("MACHINIST_TEST_AMQP_URL").unwrap();
+        let guards = format!("{}:{}.guards", self.namespace, self.go.queue);
+        self.go.clean_up(&[guards.clone(), format!("{guards}.dead")]).await;
+        delete_delays(&amqp, &self.namespace).await.unwrap();
     }
 
     pub(crate) async fn app(&self) -> App {
@@ -178,7 +187,7 @@ async fn a_worker_of_ours_serves_a_client_of_go() {
     assert_eq!(go.wait(&known).await["Results"][0]["Value"], 7);
 
     fleet.kill(worker).await;
-    go.clean_up().await;
+    fleet.clean_up().await;
 }
 
 pub(crate) fn handlers() -> HashMap<&'static str, Handler> {
@@ -262,7 +271,7 @@ async fn mixed(rounds: i64, per_round: i64) {
     assert!(twice as i64 <= rounds * 8, "{twice}");
     fleet.kill(ours).await;
     theirs.abort();
-    go.clean_up().await;
+    fleet.clean_up().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

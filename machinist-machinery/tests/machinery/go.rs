@@ -84,8 +84,11 @@ impl Go {
             .unwrap();
     }
 
-    pub(crate) async fn clean_up(&self) {
-        for queue in [self.queue.clone(), format!("{}.dead", self.queue)] {
+    /// Deletes the queue and its dead letters, and these queues of others.
+    pub(crate) async fn clean_up(&self, others: &[String]) {
+        let own = [self.queue.clone(), format!("{}.dead", self.queue)];
+        for queue in own.iter().chain(others) {
+            let queue = queue.as_str();
             self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
         }
     }

@@ -7,4 +7,6 @@ mod client;
 mod fleet;
 mod go;
 mod golden;
+#[path = "../../../machinist-broker-amqp/tests/shared/namespace.rs"]
+mod namespace;
 mod periodic;

@@ -67,5 +67,5 @@ async fn a_tick_is_fired_once_by_a_worker_of_ours_or_of_go() {
     assert!(i64::from(fired) >= TICKS / 2, "{fired} ticks were fired: {theirs:?}");
     fleet.kill(one).await;
     fleet.kill(other).await;
-    go.clean_up().await;
+    fleet.clean_up().await;
 }

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod corpus;
+#[path = "../../../machinist-broker-amqp/tests/shared/namespace.rs"]
+mod namespace;
 mod raw;
 mod secrecy;
 mod servers;
@@ -30,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     corpus::Corpus,
-    servers::{Servers, file, network},
+    servers::{NUMBER, Servers, file, network},
 };
 
 /// Number of hostile messages, without replays.
@@ -141,7 +143,8 @@ async fn no_harm_is_done(servers: Servers) {
         good.extend(sent.into_iter().map(Result::unwrap));
         let mut batch = Vec::new();
         while n < HOSTILE * (round + 1) / ROUNDS {
-            let (message, reason) = corpus.message(n);
+            let (mut message, reason) = corpus.message(n);
+            message.headers.insert(NUMBER.into(), (n as i64).into());
             expected.push(reason);
             batch.push(publish(message));
             n += 1;
@@ -178,10 +181,13 @@ async fn no_harm_is_done(servers: Servers) {
 
     let found = servers.dead_letters().await;
     let expected = counted(expected);
-    assert_eq!(counted(found.iter().map(String::as_str)), expected);
-    let counters: BTreeMap<String, u64> =
-        letters.by_reason().into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
-    assert_eq!(counters, expected, "the counters agree with the dead letters");
+    let distinct: BTreeMap<&String, &String> =
+        found.iter().map(|(message, reason)| (message, reason)).collect();
+    assert_eq!(counted(distinct.values().map(|reason| reason.as_str())), expected);
+    // A message that was buried twice may be counted twice.
+    let counters = letters.by_reason();
+    assert!(expected.iter().all(|(reason, count)| counters[reason.as_str()] >= *count), "{counters:?}");
+    assert!(letters.total() <= found.len() as u64, "{counters:?}");
     assert_eq!(ran.evil.load(Ordering::SeqCst), 0, "hostile runs");
     assert_eq!(ran.mailed.load(Ordering::SeqCst), ROUNDS as u64);
     let mut added = ran.added.lock().unwrap().clone();

@@ -1,10 +1,10 @@
 //! Servers of the test: an SQLite file, or Redis and RabbitMQ behind a proxy that counts connections.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use lapin::{
     Connection, ConnectionProperties,
-    options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeleteOptions},
+    options::{BasicGetOptions, QueueDeleteOptions},
     types::AMQPValue,
 };
 use machinist::{
@@ -19,9 +19,14 @@ use machinist_conformance::{Proxy, service_url};
 
 use crate::{
     corpus::Corpus,
+    namespace::delete_delays,
     queue,
     raw::{RawMessage, RawPublisher, entry, long},
 };
+
+/// Header with the number of a hostile message. Several are equal in everything else.
+pub(crate) const NUMBER: &str = "x-number";
+const DEAD_REASON: &str = "machinist-dead-reason";
 
 pub(crate) enum Servers {
     File(tempfile::TempDir),
@@ -99,8 +104,9 @@ impl Servers {
         vec!["undecodable"; taken]
     }
 
-    /// Removes all dead letters, and returns their reasons.
-    pub(crate) async fn dead_letters(&self) -> Vec<String> {
+    /// Removes all dead letters. Returns of each what its message was, and the reason: a message is buried again if its worker
+    /// did not have the answer of the broker in time.
+    pub(crate) async fn dead_letters(&self) -> Vec<(String, String)> {
         match self {
             Self::File(folder) => {
                 let db = rusqlite::Connection::open(folder.path().join("machinist.db")).unwrap();
@@ -111,12 +117,13 @@ impl Servers {
                 let count = broker.depth(std::slice::from_ref(&opened)).await.unwrap()[0].ready.unwrap();
                 let what = Consume { queues: vec![opened], prefetch: u16::MAX };
                 let mut consumer = broker.consume(what).await.unwrap();
-                let mut reasons = Vec::new();
+                let mut letters = Vec::new();
                 for _ in 0..count {
                     let letter = consumer.next().await.unwrap().message;
-                    reasons.push(letter.headers["machinist-dead-reason"].as_text().unwrap().to_owned());
+                    let message = format!("{:?}", letter.headers[NUMBER].as_int().unwrap());
+                    letters.push((message, letter.headers[DEAD_REASON].as_text().unwrap().to_owned()));
                 }
-                reasons
+                letters
             }
             Self::Network(network) => network.dead_letters().await,
         }
@@ -125,17 +132,11 @@ impl Servers {
     /// Removes everything from the shared servers.
     pub(crate) async fn clean_up(&self) {
         let Self::Network(network) = self else { return };
+        delete_delays(&network.server, &network.namespace).await.unwrap();
         let channel = network.channel().await;
-        let name = &network.namespace;
-        let levels = || (0..7).map(|level| format!("{name}.delay.{level}"));
-        let rungs = levels().flat_map(|level| (1..=15).map(move |digit| format!("{level}.{digit}")));
-        let task = format!("{name}:{}", queue());
-        for queue in rungs.chain([format!("{task}.dead"), task, format!("{name}.undelivered")]) {
+        let task = format!("{}:{}", network.namespace, queue());
+        for queue in [format!("{task}.dead"), task] {
             channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
-        }
-        let others = ["due", "dead", "undelivered"].map(|kind| format!("{name}.{kind}"));
-        for exchange in levels().chain(others).chain([name.clone()]) {
-            channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
         }
     }
 }
@@ -194,24 +195,22 @@ impl Network {
         all
     }
 
-    async fn dead_letters(&self) -> Vec<String> {
+    async fn dead_letters(&self) -> Vec<(String, String)> {
         let channel = self.channel().await;
         let name = format!("{}:{}.dead", self.namespace, queue());
-        let mut reasons = Vec::new();
-        // A letter that a slow broker has not confirmed in time is published again, byte for byte.
-        let mut seen = HashSet::new();
+        let mut letters = Vec::new();
         let options = BasicGetOptions { no_ack: true };
         while let Some(got) = channel.basic_get(name.as_str().into(), options).await.unwrap() {
-            if !seen.insert(format!("{:?} {:?}", got.delivery.properties, got.delivery.data)) {
-                continue;
-            }
             let headers = got.delivery.properties.headers().clone().unwrap();
-            match &headers.inner()["machinist-dead-reason"] {
-                AMQPValue::LongString(reason) => reasons.push(reason.to_string()),
+            let reason = match &headers.inner()[DEAD_REASON] {
+                AMQPValue::LongString(text) => text.to_string(),
                 other => panic!("{other:?}"),
-            }
+            };
+            // Those that no library can write have no number, and different bodies.
+            let message = headers.inner().get(NUMBER).map(|number| format!("{number:?}"));
+            letters.push((message.unwrap_or_else(|| format!("{:?}", got.delivery.data)), reason));
         }
-        reasons
+        letters
     }
 }
 
@@ -258,7 +257,7 @@ fn raw_messages(corpus: &Corpus, queue: &str, round: usize) -> Vec<RawMessage> {
     };
     let with_headers = |headers: Vec<u8>| RawMessage { headers: Some(headers), ..good() };
     let copied = [&b"S"[..], &long(queue.as_bytes())].concat();
-    vec![
+    let mut messages = vec![
         RawMessage { message_id: no_text(), ..good() },
         RawMessage { kind: no_text(), ..good() },
         RawMessage { content_type: no_text(), ..good() },
@@ -279,5 +278,9 @@ fn raw_messages(corpus: &Corpus, queue: &str, round: usize) -> Vec<RawMessage> {
             headers: Some(entry(b"CC", b'A', &long(&copied))),
             ..good()
         },
-    ]
+    ];
+    for (number, message) in messages.iter_mut().enumerate() {
+        message.body.extend(format!("{round}.{number}").into_bytes());
+    }
+    messages
 }

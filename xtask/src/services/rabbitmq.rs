@@ -19,8 +19,10 @@ use super::{Data, Papers, Process, connect, data_dir, install, ports::Ports, rel
 const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
 
 /// After a crash the broker passes on what it was moving from one delay level to the next only when this is over;
-/// three minutes by default, which no test should wait.
-const ADVANCED: &str = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}].\n";
+/// three minutes by default, which no test should wait. And it allows 2047 channels for each connection by default: a test that
+/// uses up all of them would keep it busy for a minute.
+const ADVANCED: &str =
+    "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}, {channel_max, 200}]}].\n";
 
 pub(super) fn url(ports: &Ports) -> String {
     format!("amqp://guest:guest@127.0.0.1:{}/%2f", ports.amqp)

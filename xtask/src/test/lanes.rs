@@ -69,6 +69,9 @@ pub(super) fn run(
         each(&format!("the tests do not compile ({built})"));
         return Ok(false);
     }
+    // What the compiler has written goes to the disk first: a server that waits for bytes of its own would wait behind it, for
+    // half a minute at times.
+    command::run(&mut Command::new("sync"), interrupt)?;
     let libraries = library_path(workspace);
     let mut programs = programs(&messages)?;
     programs.sort_by_key(TestProgram::turn);

@@ -15,8 +15,7 @@ use futures_util::FutureExt as _;
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties,
     options::{
-        BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
-        QueueDeleteOptions,
+        BasicGetOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable},
 };
@@ -31,6 +30,8 @@ use machinist_core::{
     id::QueueName,
 };
 
+use crate::namespace::delete_delays;
+
 /// Environment variable with the URL of the server.
 pub const AMQP_URL: &str = "MACHINIST_TEST_AMQP_URL";
 
@@ -40,7 +41,7 @@ pub async fn in_namespace(test: impl AsyncFnOnce(&Harness)) {
     let harness = Harness::new(server, format!("test-{:08x}", rand::random::<u32>())).await;
     let outcome = AssertUnwindSafe(test(&harness)).catch_unwind().await;
     harness.clean_up().await;
-    harness.clean_up_namespace().await;
+    delete_delays(&harness.url, &harness.namespace).await.expect("the test broker answers");
     if let Err(panic) = outcome {
         resume_unwind(panic);
     }
@@ -72,23 +73,6 @@ impl Harness {
     /// Name of a queue on the broker.
     pub fn on_broker(&self, queue: &QueueName) -> String {
         format!("{}:{queue}", self.namespace)
-    }
-
-    /// Deletes the namespace's exchanges and the queues that belong to no task queue.
-    pub async fn clean_up_namespace(&self) {
-        let raw = Raw::connect(&self.url).await;
-        let level = |level| format!("{}.delay.{level}", self.namespace);
-        let undelivered = format!("{}.undelivered", self.namespace);
-        let delay_queues = (0..7).flat_map(|at| (1..=15).map(move |digit| (at, digit)));
-        let delay_queues = delay_queues.map(|(at, digit)| format!("{}.{digit}", level(at)));
-        for queue in delay_queues.chain([undelivered.clone()]) {
-            raw.delete_queue(&queue).await;
-        }
-        let due = format!("{}.due", self.namespace);
-        let dead = format!("{}.dead", self.namespace);
-        for exchange in (0..7).map(level).chain([due, dead, undelivered, self.namespace.clone()]) {
-            let _ = raw.channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await;
-        }
     }
 }
 
@@ -147,13 +131,18 @@ pub fn at_most(limit: u32) -> [(&'static str, AMQPValue); 3] {
 /// A client of the broker that is not machinist.
 pub struct Raw {
     pub channel: Channel,
-    _connection: Connection,
+    connection: Connection,
 }
 
 impl Raw {
     pub async fn connect(url: &str) -> Self {
         let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
-        Self { channel: connection.create_channel().await.unwrap(), _connection: connection }
+        Self { channel: connection.create_channel().await.unwrap(), connection }
+    }
+
+    /// Maximum number of channels of a connection, as the broker has stated it.
+    pub fn max_channels(&self) -> usize {
+        self.connection.configuration().channel_max().into()
     }
 
     pub async fn declare(&self, queue: &str, arguments: &[(&str, AMQPValue)]) {
