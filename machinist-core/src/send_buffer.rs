@@ -93,16 +93,14 @@ struct UsedRoom {
 /// The buffer of an application.
 pub(crate) struct SendBuffer {
     limits: BufferLimits,
+    counts: watch::Sender<BufferCounts>,
     state: Mutex<BufferState>,
-    /// Number of tasks that have not left the buffer.
-    waiting: watch::Sender<usize>,
 }
 
 #[derive(Default)]
 struct BufferState {
     /// Tasks that are not being sent just now, the oldest first.
     tasks: VecDeque<BufferedTask>,
-    counts: BufferCounts,
     /// `true` while a future sends the tasks.
     is_sending: bool,
     /// Ends all tries, because what is left is dropped.
@@ -111,7 +109,7 @@ struct BufferState {
 
 impl SendBuffer {
     pub(crate) fn new(limits: BufferLimits) -> Arc<Self> {
-        Arc::new(Self { limits, state: Mutex::default(), waiting: watch::Sender::new(0) })
+        Arc::new(Self { limits, counts: watch::Sender::default(), state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, BufferState> {
@@ -119,7 +117,7 @@ impl SendBuffer {
     }
 
     pub(crate) fn counts(&self) -> BufferCounts {
-        self.state().counts
+        *self.counts.borrow()
     }
 
     /// Accepts a task whose message has this size. Returns what receives its answer, and `true` if nobody sends the tasks yet.
@@ -131,16 +129,19 @@ impl SendBuffer {
         parts: SendableParts,
         bytes: usize,
     ) -> Result<(BufferedAnswer, bool), SendError> {
+        // Locked, so that others accept nothing between the question for room and its use.
         let mut state = self.state();
-        let BufferCounts { waiting, bytes: held, .. } = state.counts;
+        let BufferCounts { waiting, bytes: held, .. } = self.counts();
         if waiting >= self.limits.tasks || held.saturating_add(bytes) > self.limits.bytes {
-            state.counts.refused += 1;
+            self.counts.send_modify(|counts| counts.refused += 1);
             return Err(SendError::BufferFull { id: parts.parts.id, tasks: waiting, bytes: held });
         }
         let (answer, receiver) = oneshot::channel();
         let now = Instant::now();
-        state.counts.waiting += 1;
-        state.counts.bytes += bytes;
+        self.counts.send_modify(|counts| {
+            counts.waiting += 1;
+            counts.bytes += bytes;
+        });
         state.tasks.push_back(BufferedTask {
             parts,
             accepted: now,
@@ -151,7 +152,6 @@ impl SendBuffer {
             answer,
             room: UsedRoom { buffer: Arc::downgrade(self), bytes, is_confirmed: false },
         });
-        self.waiting.send_replace(state.counts.waiting);
         let is_first = !std::mem::replace(&mut state.is_sending, true);
         Ok((receiver, is_first))
     }
@@ -221,17 +221,15 @@ impl SendBuffer {
     /// Completes when no task is in the buffer.
     pub(crate) async fn emptied(&self) {
         // It cannot be closed: the sender is ours.
-        let _ = self.waiting.subscribe().wait_for(|waiting| *waiting == 0).await;
+        let _ = self.counts.subscribe().wait_for(|counts| counts.waiting == 0).await;
     }
 
     fn leaves(&self, room: &UsedRoom) {
-        let mut state = self.state();
-        state.counts.waiting = state.counts.waiting.saturating_sub(1);
-        state.counts.bytes = state.counts.bytes.saturating_sub(room.bytes);
-        if !room.is_confirmed {
-            state.counts.dropped += 1;
-        }
-        self.waiting.send_replace(state.counts.waiting);
+        self.counts.send_modify(|counts| {
+            counts.waiting = counts.waiting.saturating_sub(1);
+            counts.bytes = counts.bytes.saturating_sub(room.bytes);
+            counts.dropped += u64::from(!room.is_confirmed);
+        });
     }
 }
 
@@ -266,7 +264,7 @@ impl Drop for UsedRoom {
 
 impl Drop for SendBuffer {
     fn drop(&mut self) {
-        let waiting = self.state().counts.waiting;
+        let waiting = self.counts().waiting;
         if waiting > 0 {
             tracing::error!(
                 waiting,

@@ -106,6 +106,8 @@ metrics! {
         "Attempts that were started again because their worker was gone";
     OVERDUE = Counter "machinist.task.overdue", "{task}", ["queue"],
         "Delayed tasks that were published again, because the broker had lost them";
+    SEND_DROPPED = Counter "machinist.send.dropped", "{task}", ["queue"],
+        "Tasks that were dropped from the buffer of their sender before the broker has confirmed them";
     DEAD_LETTERS = Counter "machinist.dead.letters", "{message}", ["queue", "reason"],
         "Dead letters that the broker has confirmed";
     QUEUE_MESSAGES = Gauge "machinist.queue.messages", "{message}", ["queue", "state"],

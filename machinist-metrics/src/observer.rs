@@ -81,6 +81,11 @@ impl Metrics {
             EventKind::DeadLettered { queue, reason, .. } => {
                 instruments.dead_letters.add(1, &[of_queue(queue.as_str()), KeyValue::new("reason", reason)]);
             }
+            EventKind::SendDropped { task, .. } => {
+                // A process that only sends registers no queue.
+                let [_, destination] = self.queue(task).labels.clone();
+                instruments.send_dropped.add(1, &[KeyValue::new("queue", destination.value)]);
+            }
             EventKind::Overdue { task, .. } => {
                 instruments.overdue.add(1, &[of_queue(task.queue.as_str())]);
             }

@@ -124,6 +124,20 @@ async fn tasks_are_counted_where_they_ended() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn dropped_sends_are_counted_in_a_process_that_only_sends() {
+    let metrics = Metrics::builder().build();
+    let builder = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()));
+    let builder = builder.max_depth(queue("full"), 1).observer(metrics.clone());
+    let process = Process { metrics, app: builder.build().await.unwrap() };
+    let client = process.app.client();
+    client.send(WORK.call((true,)).queue("full")).await.unwrap();
+    let waiting = client.send_buffered(WORK.call((true,)).queue("full")).await.unwrap();
+    client.flush_buffer(Duration::from_secs(1)).await;
+    assert!(waiting.confirmed().await.is_err());
+    assert_eq!(process.value(r#"machinist_send_dropped_total{queue="full"}"#), Some(1.0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_scrape_shows_what_the_catalog_lists() {
     let servers = Servers::new();
     let process = servers.process().await;

@@ -19,7 +19,8 @@ use crate::{
     args::Results,
     clock::Timestamp,
     error::SendError,
-    id::TaskId,
+    event::{EventKind, EventTask},
+    id::{TaskId, TaskName},
     result::AsyncResult,
     send_buffer::{BufferCounts, BufferedAnswer, BufferedTask, SendBuffer},
     signature::When,
@@ -149,7 +150,7 @@ impl Client {
                 Some(task)
             }
             Some(Err(error)) => {
-                self.warn_of_dropped(&task);
+                self.tell_of_dropped(&task);
                 task.answer(Err(error));
                 None
             }
@@ -158,15 +159,24 @@ impl Client {
 
     fn drop_buffered(&self, tasks: Vec<BufferedTask>) {
         for task in tasks {
-            self.warn_of_dropped(&task);
+            self.tell_of_dropped(&task);
             task.drop_unconfirmed();
         }
     }
 
-    fn warn_of_dropped(&self, task: &BufferedTask) {
-        if let Some(suppressed) = self.app.0.log_lines.due("buffer", &task.parts.parts.name) {
+    /// Tells of a task that is dropped: observers of each, people of some.
+    fn tell_of_dropped(&self, task: &BufferedTask) {
+        let parts = &task.parts.parts;
+        let (name, queue) = (TaskName::parse(&parts.name), parts.queue_name(self.app.default_queue()));
+        // Both are names, or the task would not have been accepted.
+        if let (Ok(name), Ok(queue)) = (name, queue) {
+            let (waited, may_be_queued) = (task.accepted.elapsed(), task.may_be_queued);
+            let task = EventTask::new(&parts.id, &name, &queue, 1);
+            self.app.emit(EventKind::SendDropped { task, waited, may_be_queued });
+        }
+        if let Some(suppressed) = self.app.0.log_lines.due("buffer", &parts.name) {
             let error = task.last_error.as_ref().map(|error| error as &dyn std::error::Error);
-            tracing::error!(id = %task.parts.parts.id, error, suppressed, "a buffered task was dropped");
+            tracing::error!(id = %parts.id, error, suppressed, "a buffered task was dropped");
         }
     }
 

@@ -58,6 +58,16 @@ pub enum EventKind<'a> {
         /// Time from the publish to the confirm.
         confirm_wait: Duration,
     },
+    /// A task was dropped from the buffer of its sender before the broker has confirmed it.
+    #[non_exhaustive]
+    SendDropped {
+        /// The task.
+        task: EventTask<'a>,
+        /// Time for which the task was in the buffer.
+        waited: Duration,
+        /// `true` if a try may have queued the task.
+        may_be_queued: bool,
+    },
     /// A worker has received and verified a message of a task.
     #[non_exhaustive]
     Received {
@@ -353,6 +363,7 @@ macro_rules! names {
 impl<'a> EventKind<'a> {
     names! {
         Sent => "sent",
+        SendDropped => "send_dropped",
         Received => "received",
         Started => "started",
         Progress => "progress",
@@ -396,6 +407,7 @@ impl<'a> EventKind<'a> {
     pub const fn task(&self) -> Option<EventTask<'a>> {
         match *self {
             Self::Sent { task, .. }
+            | Self::SendDropped { task, .. }
             | Self::Received { task, .. }
             | Self::Started { task, .. }
             | Self::Progress { task, .. }

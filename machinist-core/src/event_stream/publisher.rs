@@ -67,6 +67,7 @@ impl PublishedEvents {
             (
                 Self::Failures,
                 EventKind::Retried { .. }
+                | EventKind::SendDropped { .. }
                 | EventKind::Refused { .. }
                 | EventKind::DeadLettered { .. }
                 | EventKind::TakenOver { .. }

@@ -9,6 +9,7 @@ use crate::send_within::Flaky;
 use machinist_core::{
     App, AppBuilder, BufferLimits, QueueName, SendError, Signature, TaskDef,
     broker::{Broker, Consume},
+    event::{Event, EventKind},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio::time::{Instant, sleep};
@@ -102,7 +103,13 @@ async fn a_full_buffer_accepts_no_more() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_confirmed_in_time_is_told_as_dropped() {
     let limits = BufferLimits { keep_for: 10 * SECOND, ..BufferLimits::default() };
-    let (app, _broker) = app(AWAY, limits, |builder| builder).await;
+    let (events, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let observer = move |event: &Event<'_>| {
+        if let EventKind::SendDropped { task, waited, may_be_queued, .. } = event.kind {
+            events.send((task.id.clone(), task.queue.to_string(), waited.as_secs(), may_be_queued)).unwrap();
+        }
+    };
+    let (app, _broker) = app(AWAY, limits, |builder| builder.observer(observer)).await;
     let client = app.client();
     let before = Instant::now();
     let send = client.send_buffered(WORK.call((1,))).await.unwrap();
@@ -110,7 +117,8 @@ async fn what_is_not_confirmed_in_time_is_told_as_dropped() {
     let dropped = send.confirmed().await.unwrap_err();
     assert!(dropped.is_unknown(), "a try was not confirmed");
     let SendError::Dropped { id: of, waited, source, .. } = dropped else { panic!("{dropped}") };
-    assert_eq!((of, waited.as_secs(), source.is_some()), (id, 10, true));
+    assert_eq!((&of, waited.as_secs(), source.is_some()), (&id, 10, true));
+    assert_eq!(told.try_recv().unwrap(), (id, "default".to_owned(), 10, true));
     assert!(before.elapsed() >= 10 * SECOND && before.elapsed() < 11 * SECOND);
     let counts = client.buffer_counts();
     assert_eq!((counts.waiting, counts.bytes, counts.dropped), (0, 0, 1));
