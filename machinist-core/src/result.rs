@@ -111,6 +111,12 @@ impl<R> AsyncResult<R> {
         self.duplicate
     }
 
+    /// Returns the queue to which the task was sent: with the tags that the task requires, and that of its priority where a
+    /// queue has one for each. `None` if this process has not sent it.
+    pub fn queue(&self) -> Option<&QueueName> {
+        self.queue.as_ref()
+    }
+
     /// Takes what is known of the task that was sent, without the application.
     pub(crate) fn into_confirmed(self) -> ConfirmedSend {
         let Self { id, root, duplicate, queue, .. } = self;

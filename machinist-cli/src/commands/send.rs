@@ -393,7 +393,8 @@ impl Printer {
     fn sent(&mut self, result: &AsyncResult) -> Result<(), CliError> {
         let id = result.id().as_str();
         if self.json {
-            let queue = self.queue.to_string();
+            // Not the one that was asked for, where priorities have queues.
+            let queue = result.queue().unwrap_or(&self.queue).to_string();
             self.object(&SendOutput { id, queue: &queue, duplicate: result.is_duplicate() })
         } else {
             output::line(id)

@@ -19,8 +19,15 @@ queue = "mail"
 fn higher_priorities_have_separate_queues_on_rabbitmq() {
     let Some(folder) = servers("higher_priorities_have_separate_queues_on_rabbitmq") else { return };
     folder.write("machinist.toml", TOML);
-    for (name, priority, count) in [("low", "0", 20), ("medium", "5", 5), ("high", "9", 5)] {
-        folder.run(&["send", "note", name, "--priority", priority, "--count", &count.to_string()]).ended(0);
+    let sends = [
+        ("low", "0", "20", "mail"),
+        ("medium", "5", "5", "mail+priority:medium"),
+        ("high", "9", "5", "mail+priority:high"),
+    ];
+    for (name, priority, count, queue) in sends {
+        let sent = ["send", "note", name, "--priority", priority, "--count", count, "--json"];
+        let sent = folder.run(&sent).ended(0).json();
+        assert!(sent.as_array().unwrap().iter().all(|sent| sent["queue"] == queue), "{sent}");
     }
     let numbers = |field: &str| {
         let queues = folder.run(&["queues", "--json"]).ended(0).json();
