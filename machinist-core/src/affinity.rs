@@ -23,6 +23,10 @@ pub(crate) struct TagQueue<'q> {
 impl<'q> TagQueue<'q> {
     /// Reads the name of a queue. `None` if its tasks require no tags.
     pub(crate) fn of(queue: &'q str) -> Option<Self> {
+        // Nearly no queue has the sign, and every delivery asks more than once.
+        if !queue.as_bytes().contains(&(SIGN as u8)) {
+            return None;
+        }
         let mut words = queue.split(SIGN);
         let base = words.next().filter(|base| !base.is_empty())?;
         let tags: Vec<_> = words.collect();
@@ -43,8 +47,7 @@ impl<'q> TagQueue<'q> {
 /// Returns the queue to which the tasks of a queue were sent: of `render+gpu`, whose tasks require a tag, it is `render`.
 /// `None` for a queue whose tasks require no tags.
 pub fn base_queue(queue: &QueueName) -> Option<QueueName> {
-    // Nearly no queue has the sign, and every delivery asks.
-    queue.as_str().contains(SIGN).then(|| QueueName::parse(TagQueue::of(queue.as_str())?.base).ok()).flatten()
+    QueueName::parse(TagQueue::of(queue.as_str())?.base).ok()
 }
 
 /// Returns the name of the queue without the tags that its tasks require.

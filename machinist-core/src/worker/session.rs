@@ -45,6 +45,10 @@ const SHOWN_RUNS: usize = 20;
 /// Interval at which the name of the worker is kept from being forgotten.
 const KEEP_NAME_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
+/// Runs of this process, which has made their ids: nobody else can choose ids that collide. Every run is looked up several
+/// times.
+type OwnRuns<T> = HashMap<RunId, T, foldhash::fast::RandomState>;
+
 /// Reason that a run is cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CancelReason {
@@ -92,9 +96,9 @@ struct SessionState {
     shown_runs: Bytes,
     /// `true` if the session is in the index of sessions.
     listed: bool,
-    runs: HashMap<RunId, ActiveRun>,
+    runs: OwnRuns<ActiveRun>,
     /// Runs that were cancelled and have not ended.
-    stuck: HashMap<RunId, TaskId>,
+    stuck: OwnRuns<TaskId>,
     /// Starts that ended without an outcome, were perhaps never granted, or were written back after their run had ended,
     /// and that were not handed back to the backend yet. The next renewal does that.
     deferred_hand_backs: Vec<Claim>,
@@ -166,8 +170,8 @@ impl Sessions {
             shown_memory: None,
             shown_runs: Bytes::new(),
             listed: false,
-            runs: HashMap::new(),
-            stuck: HashMap::new(),
+            runs: OwnRuns::default(),
+            stuck: OwnRuns::default(),
             deferred_hand_backs: Vec::new(),
             unreadable: HashSet::new(),
         };
