@@ -23,14 +23,19 @@ pub(crate) fn run(
     run_program(program, workspace, interrupt, rabbitmq, args)
 }
 
-/// The program that the build of the tests has left, which takes no second build with fewer features.
-pub(crate) fn program_of_tests(workspace: &Workspace, interrupt: &Interrupt) -> Result<Command> {
+/// Runs the program that the build of the tests has left, which takes no second build with fewer features.
+pub(crate) fn run_beside_tests(
+    workspace: &Workspace,
+    interrupt: &Interrupt,
+    args: &[String],
+) -> Result<bool> {
     let mut build = workspace.cargo(test::cargo_args(&["--no-run"]));
     ensure!(command::run(&mut build, interrupt)?.success(), "the tests do not compile");
-    Ok(Command::new(workspace.target_dir().join("debug/machinist-chaos")))
+    let program = Command::new(workspace.target_dir().join("debug/machinist-chaos"));
+    run_program(program, workspace, interrupt, None, args)
 }
 
-pub(crate) fn run_program(
+fn run_program(
     mut program: Command,
     workspace: &Workspace,
     interrupt: &Interrupt,

@@ -50,18 +50,9 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
             report.line("msrv", &remedy, None);
         }
     }
+    report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
     report.step("test", || test::run(workspace, interrupt, None, &[]));
-    // The scenarios leave time for the compiler, which waits for them: a worker that cannot renew its session within
-    // three seconds would be another fault than the one they make.
-    let scenarios = chaos::program_of_tests(workspace, interrupt);
-    let features = |args: &[&str]| {
-        say!("+ cargo {}", args.join(" "));
-        Ok(command::run(&mut workspace.patient_cargo(args), interrupt)?.success())
-    };
-    report.steps_at_once(
-        ("features", || each_feature(workspace, &features)),
-        ("chaos", || chaos::run_program(scenarios?, workspace, interrupt, None, &chaos_args)),
-    );
+    report.step("chaos", || chaos::run_beside_tests(workspace, interrupt, &chaos_args));
     report.finish()
 }
 

@@ -73,20 +73,6 @@ impl Workspace {
         }
         cargo
     }
-
-    /// A cargo that takes only what other programs leave of the processors.
-    pub(crate) fn patient_cargo<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let cargo = self.cargo(args);
-        let mut nice = Command::new("nice");
-        nice.current_dir(&self.root).args(["-n", "19"]).arg(cargo.get_program()).args(cargo.get_args());
-        for (name, value) in cargo.get_envs() {
-            match value {
-                Some(value) => nice.env(name, value),
-                None => nice.env_remove(name),
-            };
-        }
-        nice
-    }
 }
 
 /// The standard output of a cargo that is asked rather than told to work.

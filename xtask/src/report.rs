@@ -4,8 +4,6 @@
 
 use std::{
     fmt,
-    panic::resume_unwind,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -38,39 +36,14 @@ impl<'a> Report<'a> {
 
     /// Runs a step, unless an interrupt was heard, and adds its line.
     pub(crate) fn step(&mut self, name: &str, check: impl FnOnce() -> Result<bool>) {
-        let ended = self.end_of(check);
-        self.add(name, ended);
-    }
-
-    /// Runs two steps at once, and adds the line of the first before that of the second.
-    pub(crate) fn steps_at_once(
-        &mut self,
-        (one, check_one): (&str, impl FnOnce() -> Result<bool> + Send),
-        (other, check_other): (&str, impl FnOnce() -> Result<bool>),
-    ) {
-        let (ended, other_ended) = thread::scope(|scope| {
-            let running = scope.spawn(|| self.end_of(check_one));
-            let other_ended = self.end_of(check_other);
-            (running.join().unwrap_or_else(|panic| resume_unwind(panic)), other_ended)
-        });
-        self.add(one, ended);
-        self.add(other, other_ended);
-    }
-
-    fn end_of(&self, check: impl FnOnce() -> Result<bool>) -> (Result<bool>, Duration) {
         let began = Instant::now();
-        let result = self.interrupt.check().and_then(|()| check());
-        (result, began.elapsed())
-    }
-
-    fn add(&mut self, step: &str, (result, took): (Result<bool>, Duration)) {
-        let verdict = match result {
+        let verdict = match self.interrupt.check().and_then(|()| check()) {
             Ok(true) => "ok".to_owned(),
             Ok(false) => "FAILED".to_owned(),
             Err(error) => format!("FAILED: {error:#}"),
         };
         self.passed &= verdict == "ok";
-        self.line(step, &verdict, Some(took));
+        self.line(name, &verdict, Some(began.elapsed()));
     }
 
     /// Adds a line. It is printed at once, for people who watch, and again at the end, for people who read a log from
@@ -111,12 +84,9 @@ mod tests {
         let interrupt = Interrupt::listen().unwrap();
         let mut report = Report::new(&interrupt);
         report.step("one", || Ok(false));
-        report.steps_at_once(("two", || Ok(true)), ("three", || Ok(false)));
-        report.step("four", || Ok(true));
+        report.step("two", || Ok(true));
         let verdicts: Vec<&str> = report.lines().iter().map(|line| line.verdict.as_str()).collect();
-        assert_eq!(verdicts, ["FAILED", "ok", "FAILED", "ok"]);
-        let steps: Vec<&str> = report.lines().iter().map(|line| line.step.as_str()).collect();
-        assert_eq!(steps, ["one", "two", "three", "four"]);
+        assert_eq!(verdicts, ["FAILED", "ok"]);
         assert!(!report.finish().unwrap());
     }
 }
