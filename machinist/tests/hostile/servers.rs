@@ -24,7 +24,8 @@ use crate::{
     raw::{RawMessage, RawPublisher, entry, long},
 };
 
-/// Header with the number of a hostile message. Several are equal in everything else.
+/// Header with the number of a hostile message. Several are equal in everything else. Tasks that were accepted lose it, and
+/// have different ids; messages that no library can write have different bodies.
 pub(crate) const NUMBER: &str = "x-number";
 const DEAD_REASON: &str = "machinist-dead-reason";
 
@@ -120,7 +121,10 @@ impl Servers {
                 let mut letters = Vec::new();
                 for _ in 0..count {
                     let letter = consumer.next().await.unwrap().message;
-                    let message = format!("{:?}", letter.headers[NUMBER].as_int().unwrap());
+                    let message = match letter.headers.get(NUMBER) {
+                        Some(number) => format!("{number:?}"),
+                        None => format!("{:?} {:?}", letter.id, letter.body),
+                    };
                     letters.push((message, letter.headers[DEAD_REASON].as_text().unwrap().to_owned()));
                 }
                 letters
@@ -206,9 +210,11 @@ impl Network {
                 AMQPValue::LongString(text) => text.to_string(),
                 other => panic!("{other:?}"),
             };
-            // Those that no library can write have no number, and different bodies.
-            let message = headers.inner().get(NUMBER).map(|number| format!("{number:?}"));
-            letters.push((message.unwrap_or_else(|| format!("{:?}", got.delivery.data)), reason));
+            let message = match headers.inner().get(NUMBER) {
+                Some(number) => format!("{number:?}"),
+                None => format!("{:?} {:?}", got.delivery.properties.message_id(), got.delivery.data),
+            };
+            letters.push((message, reason));
         }
         letters
     }
