@@ -22,8 +22,8 @@ use serde_json::Value;
 
 use crate::namespace::delete_delays;
 
-/// Maximum time of a wait, also on a busy machine.
-pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
+/// Maximum time of a wait, also on a busy host, which may stop for a minute or two.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// New folder, and the variables of the environment for commands in it.
 #[derive(Debug)]

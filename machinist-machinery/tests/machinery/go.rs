@@ -169,9 +169,9 @@ impl Go {
         text.map(|text| serde_json::from_str(&text).unwrap())
     }
 
-    /// Waits as the client does, by polling.
+    /// Waits as the client does, by polling: ten minutes at most, because a busy host may stop for one or two.
     pub(crate) async fn wait(&self, id: &str) -> Value {
-        for _ in 0..1200 {
+        for _ in 0..6000 {
             match self.state(id).await {
                 Some(state) if state["State"] == "SUCCESS" || state["State"] == "FAILURE" => return state,
                 _ => tokio::time::sleep(Duration::from_millis(100)).await,
