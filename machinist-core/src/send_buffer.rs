@@ -220,8 +220,8 @@ impl SendBuffer {
 
     /// Completes when no task is in the buffer.
     pub(crate) async fn emptied(&self) {
-        // It cannot be closed: the sender is ours.
-        let _ = self.counts.subscribe().wait_for(|counts| counts.waiting == 0).await;
+        // The sender lives in self, so waiting cannot fail.
+        drop(self.counts.subscribe().wait_for(|counts| counts.waiting == 0).await);
     }
 
     fn leaves(&self, room: &UsedRoom) {
