@@ -46,8 +46,7 @@ const SOCKETS: [&str; 2] = ["redis+unix", "unix"];
 /// ```
 pub fn url(text: &str) -> Cow<'_, str> {
     let parts = url_list::split(text);
-    // A part with a colon that begins no port, and without `@`, may be the front of a password with a comma in it.
-    if parts.len() > 1 && parts.iter().all(|part| part.contains('@') || !may_be_secret(part)) {
+    if parts.len() > 1 && is_list(&parts) {
         return match parts.iter().map(|part| one_url(part)).collect::<Vec<_>>() {
             all if all.iter().all(|part| matches!(part, Cow::Borrowed(_))) => Cow::Borrowed(text),
             all => Cow::Owned(all.join(",")),
@@ -56,11 +55,33 @@ pub fn url(text: &str) -> Cow<'_, str> {
     one_url(text)
 }
 
-/// Returns `true` if what follows a colon is no port.
-fn may_be_secret(url: &str) -> bool {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+/// Returns `false` if a comma before a scheme may belong to a secret, so that the text is redacted as one URL.
+fn is_list(parts: &[&str]) -> bool {
+    let scheme = |part: &str| part.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+    let is_front = |(at, part): (usize, &&str)| {
+        let is_last = at + 1 == parts.len();
+        let has_login_later = parts[at + 1..].iter().any(|later| later.contains('@'));
+        begins_login(part, has_login_later) || (!is_last && ends_in_secret(part))
+    };
+    parts.iter().all(|part| scheme(part) == scheme(parts[0])) && !parts.iter().enumerate().any(is_front)
+}
+
+/// Returns `true` if a part without `@` may end within a password: after its colon stands no port, or a port although
+/// an `@` follows in a later part.
+fn begins_login(part: &str, has_login_later: bool) -> bool {
+    let rest = part.split_once("://").map_or(part, |(_, rest)| rest);
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    authority.rsplit_once(':').is_some_and(|(_, port)| !port.chars().all(|c| c.is_ascii_digit()))
+    let is_port = |port: &str| port.chars().all(|c| c.is_ascii_digit());
+    !part.contains('@')
+        && authority.rsplit_once(':').is_some_and(|(_, port)| has_login_later || !is_port(port))
+}
+
+/// Returns `true` if a part ends in a fragment, or in the value of a query parameter that may be a secret.
+fn ends_in_secret(part: &str) -> bool {
+    let Some(mark) = part.find(['?', '#']) else { return false };
+    let last = part[mark + 1..].rsplit(['&', ';']).next().unwrap_or_default();
+    let name = last.split_once('=').map_or(last, |(name, _)| name);
+    part.contains('#') || !PLAIN_PARAMETERS.contains(&name)
 }
 
 fn one_url(text: &str) -> Cow<'_, str> {
@@ -197,6 +218,13 @@ mod tests {
             ("amqp://user:a geheim@host", "amqp://user:***@host"),
             ("amqp://user:a\"geheim@host", "amqp://user:***@host"),
             ("sqlite://m.db?key=geheim", "sqlite://m.db?key=***"),
+            ("http://h/?key=a,http://b:c@geheim", "http://h/?key=***"),
+            ("http://h/?key=,http://b:c@geheim", "http://h/?key=***"),
+            ("amqp://h/#,amqp://b:c@geheim", "amqp://h/#***"),
+            ("amqp://user:1,amqp://geheim@h", "amqp://user:***@h"),
+            ("amqp://user:1,p://geheim@h", "amqp://user:***@h"),
+            ("amqp://a:geheim@h:1,amqp://a:geheim@i", "amqp://a:***@h:1,amqp://a:***@i"),
+            ("amqp://h/?db=1,amqp://a:geheim@i/?db=2", "amqp://h/?db=1,amqp://a:***@i/?db=2"),
         ] {
             assert_eq!(url(given), shown);
             assert!(!url(given).contains("geheim"));
@@ -213,6 +241,8 @@ mod tests {
             "amqp://guest@host",
             "amqp://guest:@host",
             "amqp://host:5672",
+            "amqp://a:5672/%2f,amqp://b:5672/%2f",
+            "amqp://a/?heartbeat=10,amqp://b/?heartbeat=10",
             "amqp://[::1]:5672/%2f",
             "redis+sentinel://a:1,b:2/m/0",
             "amqp://h/?auth_mechanism=external",
