@@ -33,6 +33,8 @@ pub(crate) enum Step {
     /// All tests against RabbitMQ 4.
     #[value(name = "rabbitmq-4")]
     RabbitMq4,
+    /// Each test alone, and the thirty slowest ten times.
+    Slowest,
     /// Ten thousand tasks of Go machinery in a mixed fleet, whose workers of ours are killed.
     Machinery,
     /// Every chaos scenario at its full size, two at a time.
@@ -75,6 +77,7 @@ impl Step {
             }
             Self::Package => package::run(workspace, interrupt),
             Self::RabbitMq4 => test::run(workspace, interrupt, Some(Major::Four), &[]),
+            Self::Slowest => test::run_slowest(workspace, interrupt),
             Self::Machinery => {
                 let rounds = "env.MACHINIST_MACHINERY_ROUNDS='83'";
                 let args = ["--config", rounds, "--test", "machinery", "a_mixed_fleet", "--", "--nocapture"];

@@ -4,9 +4,11 @@
 //! by their URLs in the environment, are used and left alone.
 
 mod lanes;
+mod slowest;
 
 use std::{
     env,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -29,13 +31,29 @@ pub(crate) fn run(
     rabbitmq: Option<Major>,
     args: &[String],
 ) -> Result<bool> {
+    with_servers(workspace, interrupt, rabbitmq, |at| cargo_test(workspace, interrupt, args, at))
+}
+
+/// Runs each test alone, and the slowest ten times; whether all passed.
+pub(crate) fn run_slowest(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> {
+    with_servers(workspace, interrupt, None, |at| {
+        slowest::run(workspace, interrupt, &|args| at.cargo(workspace, args), |line| say!("{line}"))
+    })
+}
+
+/// Starts the servers that tests need, unless the environment names some, and ends them afterwards.
+fn with_servers(
+    workspace: &Workspace,
+    interrupt: &Interrupt,
+    rabbitmq: Option<Major>,
+    test: impl FnOnce(&At) -> Result<bool>,
+) -> Result<bool> {
     let named = (env::var(AMQP_URL), env::var(REDIS_URL), env::var(POSTGRES_URL));
     if let (Ok(amqp_url), Ok(redis_url), Ok(postgres_url)) = named {
         ensure!(rabbitmq.is_none(), "--rabbitmq starts a server, and {AMQP_URL} names one: unset it");
         say!("using the servers of {AMQP_URL}, {REDIS_URL} and {POSTGRES_URL}");
         let told = "servers of the environment".to_owned();
-        let at = At { amqp_url, redis_url, postgres_url, release: None, told };
-        return cargo_test(workspace, interrupt, args, &at);
+        return test(&At { amqp_url, redis_url, postgres_url, release: None, told });
     }
     let release = Release::provide(rabbitmq, workspace, interrupt)?;
     install_missing(&[TERMINAL])?;
@@ -45,7 +63,7 @@ pub(crate) fn run(
     let Endpoints { amqp_url, redis_url, postgres_url, .. } = up.endpoints.clone();
     let postgres_url = postgres_url.context("no PostgreSQL was started")?;
     let at = At { amqp_url, redis_url, postgres_url, release: Some(release), told: up.endpoints.summary() };
-    let passed = cargo_test(workspace, interrupt, args, &at);
+    let passed = test(&at);
     // Before the verdict is looked at: they end on failure and on Ctrl-C too. What somebody else started stays.
     let ended = if up.started_in.is_some() { services.down() } else { Ok(()) };
     let passed = passed?;
@@ -63,20 +81,27 @@ struct At {
     told: String,
 }
 
+impl At {
+    /// A cargo that tests with these servers.
+    fn cargo(&self, workspace: &Workspace, args: &[&str]) -> Command {
+        let mut cargo = workspace.cargo(cargo_args(args));
+        cargo
+            .env(AMQP_URL, &self.amqp_url)
+            .env(REDIS_URL, &self.redis_url)
+            .env(POSTGRES_URL, &self.postgres_url)
+            .env("MACHINIST_REQUIRE_SERVICES", "1");
+        if let Some(release) = &self.release {
+            release.tell(&mut cargo);
+        }
+        cargo
+    }
+}
+
 fn cargo_test(workspace: &Workspace, interrupt: &Interrupt, args: &[String], at: &At) -> Result<bool> {
     let began = Instant::now();
     let cargo = |more: &[&str]| {
         let all: Vec<_> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
-        let mut cargo = workspace.cargo(cargo_args(&all));
-        cargo
-            .env(AMQP_URL, &at.amqp_url)
-            .env(REDIS_URL, &at.redis_url)
-            .env(POSTGRES_URL, &at.postgres_url)
-            .env("MACHINIST_REQUIRE_SERVICES", "1");
-        if let Some(release) = &at.release {
-            release.tell(&mut cargo);
-        }
-        cargo
+        at.cargo(workspace, &all)
     };
     let mut tally = Tally::default();
     let each = |line: &str| {

@@ -27,9 +27,9 @@ const LANES: usize = 3;
 
 /// A test program that cargo has built.
 #[derive(Debug, PartialEq, Eq)]
-struct TestProgram {
+pub(super) struct TestProgram {
     /// Package and target, for a person.
-    name: String,
+    pub(super) name: String,
     executable: PathBuf,
     /// Where cargo would run it.
     package_dir: PathBuf,
@@ -47,11 +47,11 @@ impl TestProgram {
 }
 
 /// What a program came to.
-struct Ended {
-    name: String,
-    lines: Vec<String>,
-    passed: bool,
-    took: Duration,
+pub(super) struct Ended {
+    pub(super) name: String,
+    pub(super) lines: Vec<String>,
+    pub(super) passed: bool,
+    pub(super) took: Duration,
 }
 
 /// Builds all test programs, runs them and the doctests, and hands on each line; whether all passed.
@@ -61,28 +61,52 @@ pub(super) fn run(
     cargo: &dyn Fn(&[&str]) -> Command,
     mut each: impl FnMut(&str),
 ) -> Result<bool> {
+    let Some(mut programs) = build(interrupt, cargo, &mut each)? else { return Ok(false) };
+    programs.sort_by_key(TestProgram::turn);
+    let libraries = library_path(workspace);
+    let mut commands = VecDeque::from([("doctests".to_owned(), cargo(&["--doc"]))]);
+    commands.extend(programs.into_iter().map(|program| {
+        let command = as_cargo_runs_it(&program, &libraries, cargo);
+        (program.name, command)
+    }));
+    let mut passed = true;
+    in_lanes(commands, interrupt, |ended| {
+        let Ended { name, lines, passed: one_passed, took } = ended;
+        each(&format!("\n== {name}, {}{}", display(took), if one_passed { "" } else { ": FAILED" }));
+        lines.iter().for_each(|line| each(line));
+        passed &= one_passed;
+    })?;
+    Ok(passed)
+}
+
+/// Builds all test programs. `None` if they do not compile.
+pub(super) fn build(
+    interrupt: &Interrupt,
+    cargo: &dyn Fn(&[&str]) -> Command,
+    each: &mut dyn FnMut(&str),
+) -> Result<Option<Vec<TestProgram>>> {
     let mut messages = Vec::new();
     let mut build = cargo(&["--no-run", "--message-format=json-render-diagnostics"]);
     let built = command::run_lines(&mut build, interrupt, |line| messages.push(line.to_owned()))?;
     interrupt.check()?;
     if !built.success() {
         each(&format!("the tests do not compile ({built})"));
-        return Ok(false);
+        return Ok(None);
     }
     // What the compiler has written goes to the disk first: a server that waits for bytes of its own would wait behind it, for
     // half a minute at times.
     command::run(&mut Command::new("sync"), interrupt)?;
-    let libraries = library_path(workspace);
-    let mut programs = programs(&messages)?;
-    programs.sort_by_key(TestProgram::turn);
-    let mut commands = VecDeque::from([("doctests".to_owned(), cargo(&["--doc"]))]);
-    commands.extend(programs.into_iter().map(|program| {
-        let command = as_cargo_runs_it(&program, &libraries, cargo);
-        (program.name, command)
-    }));
+    programs(&messages).map(Some)
+}
+
+/// Runs named commands, as many at once as there are lanes, and hands on what each came to.
+pub(super) fn in_lanes(
+    commands: VecDeque<(String, Command)>,
+    interrupt: &Interrupt,
+    mut each: impl FnMut(Ended),
+) -> Result<()> {
     let waiting = Mutex::new(commands);
     let (sender, ended) = mpsc::channel();
-    let mut passed = true;
     thread::scope(|scope| -> Result<()> {
         for _ in 0..LANES {
             let (waiting, sender) = (&waiting, sender.clone());
@@ -97,15 +121,11 @@ pub(super) fn run(
         }
         drop(sender);
         for one in ended {
-            let Ended { name, lines, passed: one_passed, took } = one?;
-            each(&format!("\n== {name}, {}{}", display(took), if one_passed { "" } else { ": FAILED" }));
-            lines.iter().for_each(|line| each(line));
-            passed &= one_passed;
+            each(one?);
         }
         Ok(())
     })?;
-    interrupt.check()?;
-    Ok(passed)
+    interrupt.check()
 }
 
 fn next(waiting: &Mutex<VecDeque<(String, Command)>>) -> Option<(String, Command)> {
@@ -151,7 +171,11 @@ fn programs(messages: &[String]) -> Result<Vec<TestProgram>> {
 }
 
 /// In the directory of its package, with the variables that tests read.
-fn as_cargo_runs_it(program: &TestProgram, libraries: &OsStr, cargo: &dyn Fn(&[&str]) -> Command) -> Command {
+pub(super) fn as_cargo_runs_it(
+    program: &TestProgram,
+    libraries: &OsStr,
+    cargo: &dyn Fn(&[&str]) -> Command,
+) -> Command {
     let like = cargo(&[]);
     let mut command = Command::new(&program.executable);
     for (name, value) in like.get_envs() {
@@ -169,7 +193,7 @@ fn as_cargo_runs_it(program: &TestProgram, libraries: &OsStr, cargo: &dyn Fn(&[&
 }
 
 /// Where the loader finds the libraries of the compiler, which tests of procedural macros need.
-fn library_path(workspace: &Workspace) -> OsString {
+pub(super) fn library_path(workspace: &Workspace) -> OsString {
     let mut paths = vec![workspace.target_dir().join("debug").join("deps")];
     let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     if let Ok(libraries) = command::output(rustc.args(["--print", "target-libdir"])) {
