@@ -2,7 +2,7 @@
 
 use std::{
     any::Any,
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -11,14 +11,16 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
+    args::Arg,
     backend::{Backend, BackendError},
     broker::{Broker, Message, PublishError},
     clock::{Clock, Timestamp},
     error::BoxError,
     event::{Event, EventKind, Observer, Observers},
     event_stream::{EventPublisher, PublishedEvents},
+    fair_queues::{FairQueues, FairShare},
     history::HistoryRecorder,
-    id::{QueueName, TaskName},
+    id::{InvalidName, QueueName, TaskName},
     log_lines::LogLines,
     middleware::{Middleware, PublishHook},
     priority_queues::PriorityQueues,
@@ -80,6 +82,24 @@ pub(crate) struct AppState {
     pub(crate) depths: QueueDepths,
     pub(crate) buffer: Arc<SendBuffer>,
     pub(crate) priority_queues: PriorityQueues,
+    pub(crate) fair_queues: FairQueues,
+}
+
+impl AppState {
+    /// Returns the queue for a task of this queue: one for its share, for its priority or for both, where the queue has them.
+    pub(crate) fn separate_queue(
+        &self,
+        queue: QueueName,
+        fair_key: Option<&str>,
+        args: &[Arg],
+        headers: &BTreeMap<String, String>,
+        priority: Option<u8>,
+    ) -> Result<QueueName, InvalidName> {
+        let queue = self
+            .fair_queues
+            .queue_of(queue, |template| fair_key.map_or_else(|| template.of(args, headers), str::to_owned))?;
+        self.priority_queues.queue_of(queue, priority)
+    }
 }
 
 impl std::fmt::Debug for AppState {
@@ -116,6 +136,7 @@ impl App {
             max_depths: HashMap::new(),
             buffer: BufferLimits::default(),
             priority_queues: HashSet::new(),
+            fair_queues: HashMap::new(),
         }
     }
 
@@ -261,6 +282,7 @@ pub struct AppBuilder {
     max_depths: HashMap<QueueName, u64>,
     buffer: BufferLimits,
     priority_queues: HashSet<QueueName>,
+    fair_queues: HashMap<QueueName, FairShare>,
 }
 
 /// Error of [`AppBuilder::build`].
@@ -420,6 +442,18 @@ impl AppBuilder {
         self
     }
 
+    /// Gives each key of a queue, such as a tenant, a share. Its tasks within the share have a separate queue,
+    /// `QUEUE+fair:share`, and wait only behind the shares of others; what it sends beyond waits in the queue itself. Senders
+    /// and workers of the queue need the same.
+    ///
+    /// While tasks of both wait, they get the slots of a worker 9 : 1, or the shares first with
+    /// [`WorkerBuilder::strict_order`](crate::WorkerBuilder::strict_order). Each sending process counts by itself. The tasks of
+    /// a key that exceeds its share may overtake each other.
+    pub fn fair_queue(mut self, queue: QueueName, share: FairShare) -> Self {
+        self.fair_queues.insert(queue, share);
+        self
+    }
+
     /// Sets the bounds of the tasks that [`Client::send_buffered`](crate::Client::send_buffered) keeps in memory.
     pub fn buffer(mut self, limits: BufferLimits) -> Self {
         self.buffer = limits;
@@ -460,10 +494,14 @@ impl AppBuilder {
     pub async fn build(self) -> Result<App, AppError> {
         self.check()?;
         let rules = QueueRules::new(self.queues).map_err(|(queue, why)| AppError::Queue { queue, why })?;
-        if let Some(queue) = self.priority_queues.iter().find(|queue| rules.profile(queue).is_some()) {
-            let why = "its messages have the format of another program, which knows no separate queues for priorities; leave \
-                       priority_queues out";
-            return Err(AppError::Queue { queue: queue.clone(), why: why.to_owned() });
+        let separated = self.priority_queues.iter().map(|queue| (queue, "priorities", "priority_queues"));
+        let mut separated =
+            separated.chain(self.fair_queues.keys().map(|queue| (queue, "shares", "fair_key")));
+        if let Some((queue, what, option)) = separated.find(|(queue, ..)| rules.profile(queue).is_some()) {
+            let why = format!(
+                "its messages have the format of another program, which knows no separate queues for {what}; leave {option} out"
+            );
+            return Err(AppError::Queue { queue: queue.clone(), why });
         }
         let asked = Instant::now();
         let now = self.backend.now().await?;
@@ -497,6 +535,7 @@ impl AppBuilder {
             depths: QueueDepths::new(self.max_depths),
             buffer: SendBuffer::new(self.buffer),
             priority_queues,
+            fair_queues: FairQueues::new(self.fair_queues),
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
         if shared.published_events.is_on() {

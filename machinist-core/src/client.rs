@@ -302,7 +302,8 @@ impl Client {
         let expires = parts.expires.map(|when| when.at(now));
         check(&parts, due.max(now), expires, now)?;
         let queue = parts.queue_name(&app.default_queue)?;
-        let queue = app.priority_queues.queue_of(queue, parts.priority)?;
+        let fair_key = parts.fair_key.as_deref();
+        let queue = app.separate_queue(queue, fair_key, &parts.args, &parts.headers, parts.priority)?;
         for hook in &app.hooks {
             hook.before_publish(&parts.id, &parts.name, &mut parts.headers);
         }

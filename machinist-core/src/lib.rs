@@ -27,6 +27,7 @@ mod event_reader;
 pub mod event_stream;
 pub mod extract;
 mod failures;
+mod fair_queues;
 mod fleet;
 mod flow;
 #[cfg(any(test, fuzzing))]
@@ -104,6 +105,7 @@ pub use event::Observer;
 pub use event_reader::{EventFilter, EventStream};
 pub use extract::State;
 pub use failures::{FailedTasks, FailureGroup, FailureGroups};
+pub use fair_queues::FairShare;
 pub use fleet::{
     FleetRoles, LeaderInfo, OrderError, OrderReport, OrderResult, RegisteredName, ShardInfo, WorkerFilter,
     WorkerInfo,

@@ -70,6 +70,8 @@ pub(crate) struct SignatureParts {
     pub(crate) flow: Option<Box<Flow>>,
     pub(crate) limit_key: Option<String>,
     pub(crate) limit_cost: Option<u32>,
+    /// Key of its share of a fair queue, if its sender has chosen it.
+    pub(crate) fair_key: Option<String>,
     pub(crate) unique: Option<Unique>,
     /// The task is sent only if a live worker can run it.
     pub(crate) require_worker: bool,
@@ -185,6 +187,7 @@ impl<R> Signature<R> {
             flow: None,
             limit_key: None,
             limit_cost: None,
+            fair_key: None,
             unique: None,
             require_worker: false,
             unsendable: None,
@@ -388,6 +391,13 @@ impl<R> Signature<R> {
     /// share a limit that has keys.
     pub fn limit_key(mut self, key: impl Into<String>) -> Self {
         self.parts.limit_key = Some(key.into());
+        self
+    }
+
+    /// Sets the key by which it has a share of a [fair queue](crate::AppBuilder::fair_queue), such as a tenant, in place of the
+    /// one that the queue makes of its arguments. It has no effect on a queue without shares.
+    pub fn fair_key(mut self, key: impl Into<String>) -> Self {
+        self.parts.fair_key = Some(key.into());
         self
     }
 

@@ -105,6 +105,8 @@ fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settin
     let app = depths.fold(app, |app, (queue, most)| app.max_depth(queue.clone(), most.value));
     let separate = settings.priority_queues.iter().filter(|(_, separate)| separate.value);
     let app = separate.fold(app, |app, (queue, _)| app.priority_queues(queue.clone()));
+    let shares = settings.fair_shares.iter();
+    let app = shares.fold(app, |app, (queue, share)| app.fair_queue(queue.clone(), share.value.clone()));
     let app = settings.buffer.iter().fold(app, |app, buffer| app.buffer(buffer.value));
     match &settings.freshness {
         Some(window) => app.freshness(window.value),

@@ -126,6 +126,9 @@ pub(crate) struct SendOptions {
     /// Number of starts for which it counts in its rate limits
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) limit_cost: Option<u32>,
+    /// Key of its share of a fair queue, such as a tenant, in place of the one that the queue makes of its arguments
+    #[arg(long, value_name = "KEY")]
+    pub(crate) fair_key: Option<String>,
     /// Priority, 0 to 9: higher ones are delivered first if broker and queue support it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub(crate) priority: Option<u8>,

@@ -217,6 +217,9 @@ pub(super) fn with_options(
     if let Some(key) = &options.limit_key {
         signature = signature.limit_key(key);
     }
+    if let Some(key) = &options.fair_key {
+        signature = signature.fair_key(key);
+    }
     if let Some(cost) = options.limit_cost {
         signature = signature.limit_cost(cost);
     }

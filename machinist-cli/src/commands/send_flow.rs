@@ -103,6 +103,7 @@ fn refuse_what_does_not_fit(args: &SendArgs) -> Result<(), CliError> {
         ("--label", !args.options.labels.is_empty()),
         ("--priority", args.options.priority.is_some()),
         ("--limit-key", args.options.limit_key.is_some()),
+        ("--fair-key", args.options.fair_key.is_some()),
         ("--limit-cost", args.options.limit_cost.is_some()),
         ("--require-worker", args.options.require_worker),
         ("--count", args.count > 1),

@@ -12,7 +12,7 @@ use super::{
     tree::{Node, Problem, TreeEntry},
 };
 
-const STEP_KEYS: [&str; 23] = [
+const STEP_KEYS: [&str; 24] = [
     "task",
     "args",
     "named",
@@ -32,6 +32,7 @@ const STEP_KEYS: [&str; 23] = [
     "priority",
     "limit_key",
     "limit_cost",
+    "fair_key",
     "headers",
     "labels",
     "countdown",
@@ -136,6 +137,9 @@ fn options<'a>(
     }
     if let Some(cost) = node("limit_cost") {
         signature = signature.limit_cost(number(cost, "limit_cost", 1_000_000)?);
+    }
+    if let Some(key) = node("fair_key") {
+        signature = signature.fair_key(string(key, "fair_key")?);
     }
     if let Some(headers) = node("headers") {
         for header in table(headers, "a table of texts, like { tenant = \"a\" }")? {

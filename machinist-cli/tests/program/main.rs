@@ -6,6 +6,7 @@ mod bad_input;
 mod command_tasks;
 mod dead;
 mod depth;
+mod fairness;
 mod fleet;
 mod guides;
 mod health;

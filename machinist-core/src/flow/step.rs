@@ -89,6 +89,9 @@ pub(crate) struct Step {
     /// Number of starts for which the task counts in its limits, if its sender has chosen it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) limit_cost: Option<u32>,
+    /// Key of the task's share of a fair queue, if its sender has chosen it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fair_key: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) headers: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -1,6 +1,6 @@
 //! The definition of a limit: numbers that people choose, checked once.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -145,11 +145,10 @@ impl Limit {
     /// Returns the numbers of the rate for a task that counts for `cost` starts, or for as many as all tasks of the limit;
     /// `None` if there is no rate, or it is zero.
     pub(crate) fn terms(&self, cost: Option<u32>) -> Option<Terms> {
-        let rate = self.rate.filter(|rate| rate.starts > 0)?;
+        let interval = self.rate?.interval()?;
         let cost = u64::from(cost.or(self.cost).unwrap_or(1).clamp(1, MAX_BURST));
-        let nanos = rate.period.as_nanos() / u128::from(rate.starts);
         Some(Terms {
-            interval: Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)),
+            interval,
             cost,
             // A task that costs more than the burst would never start.
             burst: u64::from(self.burst.unwrap_or(1)).max(cost),
@@ -173,6 +172,8 @@ impl fmt::Display for Limit {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -33,6 +33,16 @@ impl Rate {
         Ok(rate)
     }
 
+    pub(crate) const fn per_second(starts: u32) -> Self {
+        Self { starts, period: Duration::from_secs(1) }
+    }
+
+    /// Returns the time between two starts; `None` if there are none.
+    pub(crate) fn interval(self) -> Option<Duration> {
+        let nanos = self.period.as_nanos().checked_div(u128::from(self.starts))?;
+        Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
+    }
+
     /// Reads `5/s`, `100/m`, `1000/h`, `10/d` or, with a number before the unit, `5/10s`.
     ///
     /// # Errors

@@ -78,6 +78,8 @@ pub(crate) struct TickCall {
     limit_key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limit_cost: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fair_key: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     headers: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -100,6 +102,7 @@ impl TickCall {
             priority: parts.priority,
             limit_key: parts.limit_key.clone(),
             limit_cost: parts.limit_cost,
+            fair_key: parts.fair_key.clone(),
             headers: parts.headers.clone(),
             labels: parts.labels.clone(),
         }
@@ -124,6 +127,7 @@ impl TickCall {
             flow: None,
             limit_key: self.limit_key,
             limit_cost: self.limit_cost,
+            fair_key: self.fair_key,
             unique: None,
             require_worker: false,
             requires: Default::default(),
@@ -136,7 +140,7 @@ impl TickCall {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum StoredCall {
-    Call(TickCall),
+    Call(Box<TickCall>),
     Sealed {
         key: KeyId,
         /// Encrypted call, in base64.

@@ -56,7 +56,7 @@ pub(super) fn sealed(app: &App, name: &str, outline: PeriodicOutline, call: Tick
     let statement = Statement { kind: CALL, subject: name };
     let call = match app.0.trust.encrypt_statement(statement, &json(&call)) {
         Some((key, text)) => StoredCall::Sealed { key, text: BASE64.encode(text) },
-        None => StoredCall::Call(call),
+        None => StoredCall::Call(Box::new(call)),
     };
     PeriodicDefinition { outline, call }
 }
@@ -68,7 +68,7 @@ impl PeriodicDefinition {
     /// The reason that it cannot be decrypted.
     pub(crate) fn open(&self, app: &App, name: &str) -> Result<TickCall, String> {
         match &self.call {
-            StoredCall::Call(call) => Ok(call.clone()),
+            StoredCall::Call(call) => Ok((**call).clone()),
             StoredCall::Sealed { key, text } => {
                 let sealed = BASE64.decode(text).map_err(|error| error.to_string())?;
                 let statement = Statement { kind: CALL, subject: name };

@@ -714,6 +714,7 @@ mod tests {
             priority: Some(9),
             limit_key: Some("key".to_owned()),
             limit_cost: Some(2),
+            fair_key: Some("key".to_owned()),
             headers: [("k".to_owned(), "v".to_owned())].into(),
             labels: [("k".to_owned(), "v".to_owned())].into(),
             immutable: true,

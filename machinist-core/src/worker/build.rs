@@ -37,7 +37,7 @@ use super::{
     worker_context::WorkerContext,
 };
 use crate::{
-    app::App,
+    app::{App, AppState},
     args::{Arg, Results, TaskShape},
     builtin::WORKFLOW_TASK,
     context::TaskContext,
@@ -141,7 +141,8 @@ impl WorkerBuilder {
         }
         can_sign(&this.app, tasks.keys(), &queues.iter().filter_map(QueuePattern::queue).collect())?;
         check_periodic(&this.app, &this.periodic)?;
-        let tags = checked_tags(&this.tags, this.app.0.priority_queues.tags())?;
+        let AppState { priority_queues, fair_queues, .. } = &*this.app.0;
+        let tags = checked_tags(&this.tags, priority_queues.tags().into_iter().chain(fair_queues.tag()))?;
         let queue_limits = mem::take(&mut this.queue_limits);
         let limits = Arc::new(Limits::new(checked_limits(
             tasks.iter().map(|(name, task)| (name, &task.options)),
@@ -287,7 +288,7 @@ fn slot_shares(
 ) -> Result<SlotShares, BuildError> {
     let mut shares = SlotShares {
         strict: worker.strict_order.unwrap_or(false),
-        by_priority: !worker.app.0.priority_queues.is_empty(),
+        by_class: !worker.app.0.priority_queues.is_empty() || !worker.app.0.fair_queues.is_empty(),
         ..SlotShares::default()
     };
     for (name, weight) in &worker.weights {
@@ -313,7 +314,7 @@ fn slot_shares(
 }
 
 /// Returns the tags and those that the application adds, sorted and each once.
-fn checked_tags(tags: &[String], more: Vec<Tag>) -> Result<Vec<Tag>, BuildError> {
+fn checked_tags(tags: &[String], more: impl Iterator<Item = Tag>) -> Result<Vec<Tag>, BuildError> {
     let mut tags = tags.iter().map(|tag| Tag::parse(tag)).collect::<Result<BTreeSet<_>, _>>()?;
     if tags.len() > MAX_TAGS {
         return Err(BuildError::TooManyTags(tags.len()));

@@ -345,7 +345,10 @@ impl WorkerContext {
             id: child.id(),
             name: TaskName::parse(&step.task).map_err(|error| malformed(error.to_string()))?,
             queue: QueueName::parse(&step.queue)
-                .and_then(|queue| app.priority_queues.queue_of(queue, step.priority))
+                .and_then(|queue| {
+                    let fair_key = step.fair_key.as_deref();
+                    app.separate_queue(queue, fair_key, &step.args, &step.headers, step.priority)
+                })
                 .map_err(|error| malformed(error.to_string()))?,
             attempt: 1,
             generation: 0,

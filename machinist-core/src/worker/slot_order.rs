@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     affinity::takes,
+    fair_queues::weight_of_share,
     id::{QueueName, QueuePattern, TaskName},
     priority_queues::weight_of_class,
 };
@@ -36,15 +37,15 @@ pub(super) struct SlotShares {
     pub(super) tasks: HashMap<TaskName, usize>,
     /// `true` if tasks of a queue start only while no queue of a larger weight has tasks that wait.
     pub(super) strict: bool,
-    /// `true` if queues may have separate queues for higher priorities.
-    pub(super) by_priority: bool,
+    /// `true` if queues may have separate queues, for higher priorities or for tasks within their shares.
+    pub(super) by_class: bool,
 }
 
 impl SlotShares {
     /// Returns `true` if slots are given in the order of arrival.
     pub(super) fn is_empty(&self) -> bool {
         let is_plain = |share: &QueueShare| *share == QueueShare::default();
-        self.tasks.is_empty() && !self.strict && !self.by_priority && self.queues.values().all(is_plain)
+        self.tasks.is_empty() && !self.strict && !self.by_class && self.queues.values().all(is_plain)
     }
 
     fn of(&self, queue: &QueueName) -> QueueShare {
@@ -56,7 +57,8 @@ impl SlotShares {
         }
         // The longest one that fits: a name goes before a pattern, and a pattern before a wider one.
         let share = self.queues.iter().rev().find_map(of).unwrap_or_default();
-        QueueShare { weight: share.weight.saturating_mul(weight_of_class(queue)), ..share }
+        let factor = weight_of_class(queue) * weight_of_share(queue);
+        QueueShare { weight: share.weight.saturating_mul(factor), ..share }
     }
 }
 

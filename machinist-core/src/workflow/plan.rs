@@ -527,6 +527,7 @@ fn template(plan: &StepPlan) -> Result<Step, WorkflowError> {
         priority: parts.priority,
         limit_key: parts.limit_key.clone(),
         limit_cost: parts.limit_cost,
+        fair_key: parts.fair_key.clone(),
         headers: parts.headers.clone(),
         labels: parts.labels.clone(),
         immutable: plan.immutable,

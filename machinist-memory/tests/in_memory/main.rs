@@ -14,6 +14,7 @@ mod definition;
 mod delays;
 mod event_stream;
 mod events;
+mod fair_queues;
 mod fleet;
 mod flow;
 mod history;

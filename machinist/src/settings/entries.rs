@@ -77,6 +77,12 @@ impl Settings {
         rows.extend(self.priority_queues.iter().map(|(queue, separate)| {
             SettingEntry::new(format!("queues.{queue}.priority_queues"), separate, bool::to_string)
         }));
+        for (queue, share) in &self.fair_shares {
+            let key = |key: &str| format!("queues.{queue}.{key}");
+            rows.push(SettingEntry::new(key("fair_key"), share, |share| share.key.to_string()));
+            rows.push(SettingEntry::new(key("fair_rate"), share, |share| share.rate.to_string()));
+            rows.push(SettingEntry::new(key("fair_burst"), share, |share| share.burst.to_string()));
+        }
         for (queue, unsigned) in &self.unsigned_queues {
             let key = |key: &str| format!("queues.{queue}.{key}");
             if let Some(profile) = &unsigned.profile {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use machinist_core::{
-    OnConflict, QueueName, QueuePattern, Unique, UniqueUntil,
-    limit::{Limit, LimitKey},
+    FairShare, OnConflict, QueueName, QueuePattern, Unique, UniqueUntil,
+    limit::{Limit, LimitKey, Rate},
 };
 use toml::de::DeValue;
 
@@ -31,13 +31,15 @@ pub(super) struct FileQueues {
     pub(super) concurrency: BTreeMap<QueueName, Setting<usize>>,
     pub(super) max_depth: BTreeMap<QueueName, Setting<u64>>,
     pub(super) priority: BTreeMap<QueueName, Setting<bool>>,
+    pub(super) fair: BTreeMap<QueueName, Setting<FairShare>>,
     pub(super) unsigned: BTreeMap<QueueName, UnsignedQueue>,
 }
 
 /// Reads `[queues.NAME]`, by queue.
 pub(super) fn read_queues(top: &Section<'_>, connectors: &Connectors) -> Result<FileQueues, SettingsError> {
     let mut queues = FileQueues::default();
-    let keys = [&LIMIT_KEYS[..], &["concurrency", "max_depth", "priority_queues"], &UNSIGNED_KEYS].concat();
+    let own = ["concurrency", "max_depth", "priority_queues", "fair_key", "fair_rate", "fair_burst"];
+    let keys = [&LIMIT_KEYS[..], &own, &UNSIGNED_KEYS].concat();
     for (name, section) in top.sections("queues", &keys)? {
         let queue =
             QueueName::parse(&name).map_err(|error| section.error(&format!("names no queue: {error}")))?;
@@ -53,6 +55,9 @@ pub(super) fn read_queues(top: &Section<'_>, connectors: &Connectors) -> Result<
         if let Some(priority) = section.get("priority_queues", value::boolean)? {
             queues.priority.insert(queue.clone(), priority);
         }
+        if let Some(share) = read_share(&section)? {
+            queues.fair.insert(queue.clone(), share);
+        }
         if let Some(unsigned) = unsigned::read(&queue, &section, connectors)? {
             queues.unsigned.insert(queue.clone(), unsigned);
         }
@@ -61,6 +66,29 @@ pub(super) fn read_queues(top: &Section<'_>, connectors: &Connectors) -> Result<
         }
     }
     Ok(queues)
+}
+
+/// Reads the shares of the keys of a queue.
+fn read_share(section: &Section<'_>) -> Result<Option<Setting<FairShare>>, SettingsError> {
+    let key = section.get("fair_key", |v| {
+        LimitKey::template(value::string(v, "a key, like \"{0}\"")?)
+            .map_err(|why| why.replace("limit_key", "fair_key"))
+    })?;
+    let rate = section.get("fair_rate", |v| Rate::parse(value::string(v, "a rate, like \"5/s\"")?))?;
+    let burst = section.get("fair_burst", |v| {
+        let number = value::integer(v, "a number of tasks")?;
+        let fits = u32::try_from(number).ok().filter(|burst| *burst > 0);
+        fits.ok_or_else(|| format!("{number} tasks at once are no share; take 1 or more"))
+    })?;
+    let Some(key) = key else {
+        let without = [("fair_rate", rate.is_some()), ("fair_burst", burst.is_some())];
+        let Some((option, _)) = without.into_iter().find(|(_, given)| *given) else { return Ok(None) };
+        return Err(section.error(&format!("has {option} and no fair_key; add fair_key = \"{{0}}\"")));
+    };
+    let mut share = FairShare::by(key.value);
+    share.rate = rate.map_or(share.rate, |rate| rate.value);
+    share.burst = burst.map_or(share.burst, |burst| burst.value);
+    Ok(Some(Setting::new(share, key.origin)))
 }
 
 /// Reads a number of tasks that may wait.
@@ -243,6 +271,28 @@ mod tests {
             ("[tasks.t]\nconcurrency = -1", "tasks.t.concurrency"),
         ] {
             let error = error(text);
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn shares_of_a_queue_are_read() {
+        let read =
+            |text: &str| file::read(Path::new("machinist.toml"), text, &Connectors::default()).unwrap();
+        let queue = QueueName::parse("q").unwrap();
+        let by_default = FairShare::by(LimitKey::template("{0}").unwrap());
+        let file = read("[queues.q]\nfair_key = \"{0}\"");
+        assert_eq!(file.queues.fair[&queue].value, by_default);
+        let file = read("[queues.q]\nfair_key = \"{0}\"\nfair_rate = \"90/m\"\nfair_burst = 7");
+        let expected = FairShare { rate: Rate::parse("90/m").unwrap(), burst: 7, ..by_default };
+        assert_eq!(file.queues.fair[&queue].value, expected);
+        for (text, problem) in [
+            ("fair_key = \"all\"", "has no placeholder"),
+            ("fair_key = \"{0}\"\nfair_rate = 5", "queues.q.fair_rate: "),
+            ("fair_key = \"{0}\"\nfair_burst = 0", "queues.q.fair_burst: 0 tasks at once are no share"),
+            ("fair_burst = 5", "has fair_burst and no fair_key; add fair_key"),
+        ] {
+            let error = error(&format!("[queues.q]\n{text}"));
             assert!(error.contains(problem), "{error}");
         }
     }

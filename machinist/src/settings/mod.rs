@@ -90,7 +90,7 @@ use std::{
 };
 
 use machinist_core::{
-    Backoff, BufferLimits, MaxSizes, QueueName, QueuePattern, Unique,
+    Backoff, BufferLimits, FairShare, MaxSizes, QueueName, QueuePattern, Unique,
     event_stream::PublishedEvents,
     limit::Limit,
     periodic::Periodic,
@@ -213,6 +213,8 @@ pub struct Settings {
     /// Queues whose tasks with higher priorities have separate queues, if the broker does not honour priorities,
     /// `[queues.NAME]`.
     pub priority_queues: BTreeMap<QueueName, Setting<bool>>,
+    /// Shares of the keys of a queue, by queue.
+    pub fair_shares: BTreeMap<QueueName, Setting<FairShare>>,
     /// Queues from which tasks run without a signature, `[queues.NAME]`.
     pub unsigned_queues: BTreeMap<QueueName, UnsignedQueue>,
     /// Place of the section `[limits]`, the old name of `[sizes]`, if the file has one.

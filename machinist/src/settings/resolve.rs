@@ -140,6 +140,7 @@ impl Settings {
             queue_concurrency: file.queues.concurrency,
             max_depths: file.queues.max_depth,
             priority_queues: file.queues.priority,
+            fair_shares: file.queues.fair,
             unsigned_queues: file.queues.unsigned,
             connectors: connectors.clone(),
         })
