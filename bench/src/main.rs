@@ -7,6 +7,7 @@ mod allocations;
 mod case;
 mod compare;
 mod delays;
+mod fairness;
 mod floor;
 mod flows;
 mod meter;
@@ -69,6 +70,8 @@ enum Other {
     },
     /// Sends tasks that are due later, and runs them: how late are they, and what do they cost until then?
     Delays(delays::Delays),
+    /// Measures how long tenants with few tasks wait while another one has a backlog.
+    Fairness(fairness::Fairness),
     /// Counts how often each task asks for memory, in sender and worker.
     Allocations,
     /// Compares the processor time of two versions, in pairs of runs.
@@ -98,6 +101,7 @@ async fn run(cli: Cli) -> Result<()> {
         Some(Other::Soak { tasks }) => soak::run(&cli.place, tasks).await,
         Some(Other::Compare(compare)) => compare::run(&cli.place, &compare).await,
         Some(Other::Allocations) => allocations::run(&cli.place).await,
+        Some(Other::Fairness(fairness)) => fairness::run(&cli.place, fairness).await,
         Some(Other::Delays(delays)) => delays::run(&cli.place, delays).await,
         None => runner::run(&cli.place, &cli.cases, cli.rounds, cli.quick).await,
     }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 use futures_util::future::try_join_all;
 use machinist::{
-    App, Client, QueueName, QueueOptions, Rest, Signature, State, TaskDef, TaskError, Worker,
+    App, AppBuilder, Client, QueueName, QueueOptions, Rest, Signature, State, TaskDef, TaskError, Worker,
     amqp::{AmqpBroker, AmqpOptions, ExistingQueue},
     machinery::{MachineryMirror, MachineryProfile},
     redis::{RedisBackend, RedisOptions},
@@ -74,6 +74,11 @@ pub(crate) async fn play(order: &Order) -> Result<Told> {
 }
 
 pub(crate) async fn connect_to(servers: &Servers, system: System) -> Result<App> {
+    Ok(builder(servers, system).await?.build().await?)
+}
+
+/// Returns an application with connected servers and the keys of the system.
+pub(crate) async fn builder(servers: &Servers, system: System) -> Result<AppBuilder> {
     let builder = match servers {
         Servers::Network { amqp, redis } => {
             let broker = AmqpBroker::connect(amqp, AmqpOptions::default()).await?;
@@ -88,9 +93,7 @@ pub(crate) async fn connect_to(servers: &Servers, system: System) -> Result<App>
         }
     };
     let keys = keys(system)?;
-    let builder =
-        if keys.is_empty() { builder.allow_unsigned() } else { builder.keyring(Keyring::new(keys)?) };
-    Ok(builder.build().await?)
+    Ok(if keys.is_empty() { builder.allow_unsigned() } else { builder.keyring(Keyring::new(keys)?) })
 }
 
 /// Connects to a queue that a program of Go declares, with the states that it expects.

@@ -12,6 +12,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
     sync::{Mutex, PoisonError},
 };
 
@@ -63,7 +64,9 @@ struct FairQueue {
 /// Used shares of keys: for each key the time at which its share is whole again.
 #[derive(Debug, Default)]
 struct UsedShares {
-    whole_at: HashMap<String, Instant>,
+    /// By the hash of the key: a key may be long, and two keys of 2⁶⁴ that share a count harm nobody.
+    whole_at: HashMap<u64, Instant>,
+    hasher: RandomState,
     /// The time of all keys that are too many.
     others: Option<Instant>,
 }
@@ -98,7 +101,7 @@ impl FairQueues {
         };
         let Some(FairQueue { share, used }) = fair else { return Ok(queue) };
         let key = key(&share.key);
-        if used.lock().unwrap_or_else(PoisonError::into_inner).take(key, share, Instant::now()) {
+        if used.lock().unwrap_or_else(PoisonError::into_inner).take(&key, share, Instant::now()) {
             return QueueName::parse(&requiring(queue.as_str(), std::iter::once(SHARE)));
         }
         Ok(queue)
@@ -112,8 +115,9 @@ impl FairQueues {
 
 impl UsedShares {
     /// Uses the share of a key for one task. Returns `false` if nothing of it is left.
-    fn take(&mut self, key: String, share: &FairShare, now: Instant) -> bool {
+    fn take(&mut self, key: &str, share: &FairShare, now: Instant) -> bool {
         let Some(interval) = share.rate.interval() else { return false };
+        let key = self.hasher.hash_one(key);
         if self.whole_at.len() >= MAX_KEYS && !self.whole_at.contains_key(&key) {
             // A share that is whole again is like one that was never used.
             self.whole_at.retain(|_, at| *at > now);
@@ -193,7 +197,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn keys_beyond_the_maximum_share_one_count_until_others_are_whole() {
         let (mut used, share) = (UsedShares::default(), share(1, 1));
-        let mut take = |key: usize, now| used.take(key.to_string(), &share, now);
+        let mut take = |key: usize, now| used.take(&key.to_string(), &share, now);
         let now = Instant::now();
         assert!((0..MAX_KEYS).all(|key| take(key, now)));
         assert!(take(MAX_KEYS, now) && !take(MAX_KEYS + 1, now));
@@ -205,6 +209,6 @@ mod tests {
 
     #[test]
     fn a_rate_of_zero_gives_nobody_a_share() {
-        assert!(!UsedShares::default().take("a".to_owned(), &share(0, 10), Instant::now()));
+        assert!(!UsedShares::default().take("a", &share(0, 10), Instant::now()));
     }
 }
