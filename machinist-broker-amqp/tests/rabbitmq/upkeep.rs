@@ -13,6 +13,7 @@ use machinist_core::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
+    time::timeout,
 };
 
 /// Maximum time of one step of a test.
@@ -34,7 +35,8 @@ async fn a_deleted_queue_of_the_delays_is_named_and_made_again() {
             Publish { target: Target::Queue(queue.clone()), message: Message::default(), delay: DELAY };
         within(STEP_TIMEOUT, "a publish", broker.publish(vec![publish])).await.remove(0).unwrap();
         let level = format!("{}.delay.1.12", harness.namespace);
-        Raw::connect(&harness.url).await.delete_queue(&level).await;
+        let raw = Raw::connect(&harness.url).await;
+        raw.delete_queue(&level).await;
 
         let told = of_subject(&broker, "delays").await;
         assert!(told[0].level == Level::Error && told[0].found.contains(&level), "{told:?}");
@@ -48,9 +50,16 @@ async fn a_deleted_queue_of_the_delays_is_named_and_made_again() {
         assert!(told[0].found.contains(&level), "{told:?}");
         assert_eq!(within(STEP_TIMEOUT, "upkeep", broker.maintain()).await.unwrap(), [], "it is there again");
         assert_eq!(of_subject(&broker, "delays").await[0].level, Level::Good);
-        let what = Consume { queues: vec![queue], prefetch: 1 };
+        let what = Consume { queues: vec![queue.clone()], prefetch: 1 };
         let mut consumer = within(STEP_TIMEOUT, "a subscription", broker.consume(what)).await.unwrap();
-        let delivery = within(STEP_TIMEOUT, "the delayed message", consumer.next()).await.unwrap();
+        let Ok(delivery) = timeout(STEP_TIMEOUT, consumer.next()).await else {
+            let mut held = Vec::new();
+            for queue in [format!("{}.delay.2.1", harness.namespace), level, harness.on_broker(&queue)] {
+                held.push((raw.ready(&queue).await, queue));
+            }
+            panic!("the delayed message does not arrive; messages: {held:?}");
+        };
+        let delivery = delivery.unwrap();
         delivery.receipt.settle(Settle::Ack).await;
     })
     .await;

@@ -165,6 +165,13 @@ impl Raw {
         bind.await.unwrap();
     }
 
+    /// Number of messages of a queue that nobody holds.
+    pub async fn ready(&self, queue: &str) -> u32 {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+        let declared = self.channel.queue_declare(queue.into(), options, FieldTable::default()).await;
+        declared.unwrap().message_count()
+    }
+
     pub async fn delete_queue(&self, queue: &str) {
         self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
     }
