@@ -1,6 +1,7 @@
 //! Tasks that run or wait for longer than the broker lets a worker hold a delivery: on a RabbitMQ that the test starts
 //! with a `consumer_timeout` of three seconds.
 
+use lapin::{Connection, ConnectionProperties, options::QueueDeleteOptions};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use xtask::{interrupt::Interrupt, services::Services};
@@ -12,6 +13,7 @@ use crate::support::{Folder, eventually};
 pub(crate) struct Private {
     pub(crate) services: Services,
     pub(crate) folder: Folder,
+    amqp_url: String,
 }
 
 impl Private {
@@ -32,7 +34,19 @@ impl Private {
         folder.set("MACHINIST_BROKER", &up.endpoints.amqp_url);
         folder.set("MACHINIST_BACKEND", &up.endpoints.redis_url);
         folder.set("MACHINIST_KEY_FILE", &folder.key("test.key", "test"));
-        Some(Self { services, folder })
+        Some(Self { services, folder, amqp_url: up.endpoints.amqp_url })
+    }
+
+    /// Deletes a queue at once. `rabbitmqctl` starts an Erlang node first, which has taken 24 s on a busy host.
+    pub(crate) fn delete_queue(&self, queue: &str) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let deleted = runtime.block_on(async {
+            let connection = Connection::connect(&self.amqp_url, ConnectionProperties::default()).await?;
+            let channel = connection.create_channel().await?;
+            channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+            connection.close(200, "deleted".into()).await
+        });
+        deleted.unwrap();
     }
 
     /// Returns the number of starts of a task.
