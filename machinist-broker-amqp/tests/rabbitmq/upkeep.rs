@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::{Raw, in_namespace};
 use machinist_broker_amqp::{AmqpOptions, TopologyMode};
-use machinist_conformance::within;
+use machinist_conformance::{eventually, within};
 use machinist_core::{
     broker::{Broker, Consume, Message, Publish, Settle, Target},
     diagnose::{Finding, Level},
@@ -18,8 +18,9 @@ use tokio::{
 
 /// Maximum time of one step of a test.
 const STEP_TIMEOUT: Duration = Duration::from_secs(120);
-/// Delay that goes through queue 1 of level 2, and through queue 12 of level 1.
-const DELAY: Duration = Duration::from_millis(256 * 16 + 12 * 256);
+/// Delay that goes through queue 1 of level 2, and through queue 12 of level 1, also if a part of the rest has passed before the
+/// message is on its way.
+const DELAY: Duration = Duration::from_millis(256 * 16 + 12 * 256 + 255);
 
 async fn of_subject(broker: &dyn Broker, subject: &str) -> Vec<Finding> {
     let findings = within(STEP_TIMEOUT, "a diagnosis", broker.diagnose()).await;
@@ -31,12 +32,20 @@ async fn a_deleted_queue_of_the_delays_is_named_and_made_again() {
     in_namespace(async |harness| {
         let broker = harness.broker(AmqpOptions { management_port: None, ..harness.options() }).await;
         let queue = QueueName::parse("late").unwrap();
-        let publish =
-            Publish { target: Target::Queue(queue.clone()), message: Message::default(), delay: DELAY };
-        within(STEP_TIMEOUT, "a publish", broker.publish(vec![publish])).await.remove(0).unwrap();
-        let level = format!("{}.delay.1.12", harness.namespace);
+        let publish = async |body: &'static str, delay| {
+            let message = Message { body: body.into(), ..Message::default() };
+            let publish = Publish { target: Target::Queue(queue.clone()), message, delay };
+            within(STEP_TIMEOUT, "a publish", broker.publish(vec![publish])).await.remove(0).unwrap();
+        };
+        // The first one makes the queues of the delays. The time that this takes is no longer its delay.
+        publish("first", DELAY).await;
         let raw = Raw::connect(&harness.url).await;
+        publish("held up", DELAY).await;
+        let level = format!("{}.delay.1.12", harness.namespace);
+        let above = format!("{}.delay.2.1", harness.namespace);
         raw.delete_queue(&level).await;
+        // The message finds the queue missing.
+        assert!(eventually(STEP_TIMEOUT, async || raw.ready(&above).await == 0).await);
 
         let told = of_subject(&broker, "delays").await;
         assert!(told[0].level == Level::Error && told[0].found.contains(&level), "{told:?}");
@@ -52,15 +61,18 @@ async fn a_deleted_queue_of_the_delays_is_named_and_made_again() {
         assert_eq!(of_subject(&broker, "delays").await[0].level, Level::Good);
         let what = Consume { queues: vec![queue.clone()], prefetch: 1 };
         let mut consumer = within(STEP_TIMEOUT, "a subscription", broker.consume(what)).await.unwrap();
-        let Ok(delivery) = timeout(STEP_TIMEOUT, consumer.next()).await else {
-            let mut held = Vec::new();
-            for queue in [format!("{}.delay.2.1", harness.namespace), level, harness.on_broker(&queue)] {
-                held.push((raw.ready(&queue).await, queue));
-            }
-            panic!("the delayed message does not arrive; messages: {held:?}");
-        };
-        let delivery = delivery.unwrap();
-        delivery.receipt.settle(Settle::Ack).await;
+        for body in ["first", "held up"] {
+            let Ok(delivery) = timeout(STEP_TIMEOUT, consumer.next()).await else {
+                let mut held = Vec::new();
+                for queue in [above, level, harness.on_broker(&queue)] {
+                    held.push((raw.ready(&queue).await, queue));
+                }
+                panic!("message {body:?} does not arrive; messages: {held:?}");
+            };
+            let delivery = delivery.unwrap();
+            assert_eq!(delivery.message.body, body);
+            delivery.receipt.settle(Settle::Ack).await;
+        }
     })
     .await;
 }
