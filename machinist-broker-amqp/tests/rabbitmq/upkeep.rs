@@ -32,15 +32,15 @@ async fn a_deleted_queue_of_the_delays_is_named_and_made_again() {
     in_namespace(async |harness| {
         let broker = harness.broker(AmqpOptions { management_port: None, ..harness.options() }).await;
         let queue = QueueName::parse("late").unwrap();
-        let publish = async |body: &'static str, delay| {
+        let publish = async |body: &'static str| {
             let message = Message { body: body.into(), ..Message::default() };
-            let publish = Publish { target: Target::Queue(queue.clone()), message, delay };
+            let publish = Publish { target: Target::Queue(queue.clone()), message, delay: DELAY };
             within(STEP_TIMEOUT, "a publish", broker.publish(vec![publish])).await.remove(0).unwrap();
         };
         // The first one makes the queues of the delays. The time that this takes is no longer its delay.
-        publish("first", DELAY).await;
+        publish("first").await;
         let raw = Raw::connect(&harness.url).await;
-        publish("held up", DELAY).await;
+        publish("held up").await;
         let level = format!("{}.delay.1.12", harness.namespace);
         let above = format!("{}.delay.2.1", harness.namespace);
         raw.delete_queue(&level).await;
