@@ -7,7 +7,7 @@ use std::{
     any::{Any, TypeId},
     collections::{BTreeMap, HashMap},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use tokio::sync::watch;
@@ -45,14 +45,33 @@ pub(crate) struct RunInfo {
     pub(crate) token: u64,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) pairs: Pairs,
-    pub(crate) cancel: CancellationToken,
+    pub(crate) cancel: HandlerCancellation,
     pub(crate) state: Arc<StateMap>,
     pub(crate) log: RunLog,
     /// Tasks and workflows to be sent if the run succeeds.
     pub(crate) spawned: Mutex<Vec<Spawned>>,
     pub(crate) clock: Clock,
-    /// Progress that the handler reported last.
-    pub(crate) progress: watch::Sender<Option<Progress>>,
+    /// Progress that the handler reported last. Most handlers report none.
+    pub(crate) progress: OnceLock<watch::Sender<Option<Progress>>>,
+}
+
+/// Cancellation of a handler. Its token is made when somebody asks for it: most handlers end before that.
+#[derive(Debug)]
+pub(crate) struct HandlerCancellation {
+    run: CancellationToken,
+    handler: OnceLock<CancellationToken>,
+}
+
+impl HandlerCancellation {
+    /// Creates the cancellation of a handler that ends with this run.
+    pub(crate) fn of_run(run: CancellationToken) -> Self {
+        Self { run, handler: OnceLock::new() }
+    }
+
+    /// Returns the token of the handler. A child of the run's: a soft timeout cancels the handler only.
+    fn token(&self) -> &CancellationToken {
+        self.handler.get_or_init(|| self.run.child_token())
+    }
 }
 
 impl TaskContext {
@@ -119,7 +138,7 @@ impl TaskContext {
     /// A handler that ends with an error after that is run again where the worker shut down or its retry policy
     /// says so. One that does not end is cut off: some seconds later, after a soft timeout at the hard one.
     pub fn cancellation(&self) -> &CancellationToken {
-        &self.0.cancel
+        self.0.cancel.token()
     }
 
     /// Leaves a line in the task's log, or the lines of a text: for `machinist log` while the task runs, and for
@@ -144,7 +163,7 @@ impl TaskContext {
             note.truncate((0..=NOTE_LIMIT).rev().find(|at| note.is_char_boundary(*at)).unwrap_or(0));
         }
         let said = Progress { attempt: self.0.attempt, done, total, note, at: self.0.clock.now() };
-        self.0.progress.send_replace(Some(said));
+        self.progress_sender().send_replace(Some(said));
     }
 
     /// Sends a task or a workflow if and when the success of this task is recorded: never without it, and never twice, even
@@ -228,9 +247,18 @@ impl TaskContext {
         std::mem::take(&mut *self.0.spawned.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn progress_sender(&self) -> &watch::Sender<Option<Progress>> {
+        self.0.progress.get_or_init(|| watch::Sender::new(None))
+    }
+
     /// Returns the last reported progress, and every later one.
     pub(crate) fn watch_progress(&self) -> watch::Receiver<Option<Progress>> {
-        self.0.progress.subscribe()
+        self.progress_sender().subscribe()
+    }
+
+    /// Returns the last reported progress.
+    pub(crate) fn last_progress(&self) -> Option<Progress> {
+        self.0.progress.get().and_then(|progress| progress.borrow().clone())
     }
 
     /// Returns what this run has logged: for tests of handlers.
@@ -298,12 +326,12 @@ impl TaskContext {
             token: 1,
             headers: BTreeMap::new(),
             pairs: Pairs::default(),
-            cancel: CancellationToken::new(),
+            cancel: HandlerCancellation::of_run(CancellationToken::new()),
             state: Arc::new(state),
             log: RunLog::default(),
             spawned: Mutex::default(),
             clock: Clock::starting_at(crate::clock::Timestamp::from_micros(0)),
-            progress: watch::Sender::new(None),
+            progress: OnceLock::new(),
         })
     }
 }

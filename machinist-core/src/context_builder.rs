@@ -3,15 +3,14 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::{self, Clock},
-    context::{RunInfo, StateMap, TaskContext},
+    context::{HandlerCancellation, RunInfo, StateMap, TaskContext},
     id::{QueueName, TaskId, TaskName},
     task_log::RunLog,
     wire::Pairs,
@@ -146,12 +145,12 @@ impl TaskContextBuilder {
             token: self.token,
             headers: self.headers,
             pairs,
-            cancel: self.cancel,
+            cancel: HandlerCancellation::of_run(self.cancel),
             state: Arc::new(self.state),
             log: RunLog::default(),
             spawned: Mutex::default(),
             clock: Clock::starting_at(clock::wall()),
-            progress: watch::Sender::new(None),
+            progress: OnceLock::new(),
         })
     }
 }

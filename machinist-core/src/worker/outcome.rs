@@ -134,8 +134,8 @@ impl WorkerContext {
         cx: &TaskContext,
         due: Option<Timestamp>,
     ) {
-        if let Some(progress) = &*cx.watch_progress().borrow() {
-            add_progress(commit, progress);
+        if let Some(progress) = cx.last_progress() {
+            add_progress(commit, &progress);
         }
         match verdict {
             Verdict::Failure { .. } => commit.facts.extend(self.app.message_fact(envelope)),

@@ -69,8 +69,7 @@ pub(super) struct Call<'a> {
 /// A call in progress.
 pub(super) struct RunningCall<'a> {
     running: RunningHandler,
-    /// Cancels the handler.
-    token: CancellationToken,
+    cx: TaskContext,
     timeouts: Timeouts,
     stoppable: bool,
     registered: &'a RegisteredRun,
@@ -84,19 +83,11 @@ impl<'a> Call<'a> {
     /// Prepares the call. The handler starts when the returned call is first awaited.
     pub(super) fn begin(self) -> RunningCall<'a> {
         let Self { next, cx, args, timeouts, stoppable, trace, registered, stages } = self;
-        let token = cx.cancellation().clone();
+        let (context, logged) = (cx.clone(), cx.clone());
         // The call itself is inside the future: a handler may panic before it returns its own.
-        let logged = cx.clone();
-        let running = AssertUnwindSafe(async move { next.run(cx, args).await }).catch_unwind();
+        let running = AssertUnwindSafe(async move { next.run(context, args).await }).catch_unwind();
         let running = log_scope::scope(logged, running);
-        RunningCall {
-            running: Box::pin(trace.scope(running)),
-            token,
-            timeouts,
-            stoppable,
-            registered,
-            stages,
-        }
+        RunningCall { running: Box::pin(trace.scope(running)), cx, timeouts, stoppable, registered, stages }
     }
 }
 
@@ -111,19 +102,19 @@ impl RunningCall<'_> {
 
     /// Waits for the end of the handler, of any kind.
     pub(super) async fn run(self) -> RunEnd {
-        let Self { mut running, token, timeouts, stoppable, registered, stages } = self;
-        let cancelled = registered.cancel.clone();
+        let Self { mut running, cx, timeouts, stoppable, registered, stages } = self;
+        let token = cx.cancellation();
         let soft_limit_reached = AtomicBool::new(false);
         let timed_out_hard = tokio::select! {
             biased;
             ended = &mut running => {
                 return RunEnd::Itself(outcome(ended, soft_limit_reached.load(Ordering::Relaxed), timeouts));
             }
-            () = cancel_at_soft_limit(timeouts.soft, &token, &soft_limit_reached) => return RunEnd::CutOff,
-            () = list_if_stuck(&token, registered) => return RunEnd::CutOff,
+            () = cancel_at_soft_limit(timeouts.soft, token, &soft_limit_reached) => return RunEnd::CutOff,
+            () = list_if_stuck(token, registered) => return RunEnd::CutOff,
             () = limit(timeouts.hard) => true,
             () = must_end(registered, stages, stoppable) => false,
-            () = registered.cut_off.cancelled(), if stoppable => false,
+            () = registered.cut_off().cancelled(), if stoppable => false,
         };
         if stoppable {
             return if timed_out_hard { RunEnd::Itself(timed_out(timeouts)) } else { RunEnd::CutOff };
@@ -140,7 +131,7 @@ impl RunningCall<'_> {
             }
         }
         run_on(running, registered.stuck());
-        if timed_out_hard && !cancelled.is_cancelled() {
+        if timed_out_hard && !registered.cancel().is_cancelled() {
             RunEnd::Itself(timed_out(timeouts))
         } else {
             RunEnd::Unstoppable
@@ -206,7 +197,7 @@ async fn list_if_stuck(token: &CancellationToken, registered: &RegisteredRun) {
 /// task would run twice at the same time.
 async fn must_end(registered: &RegisteredRun, stages: &Stages, stoppable: bool) {
     let grace_over = async {
-        registered.cancel.cancelled().await;
+        registered.cancel().cancelled().await;
         tokio::time::sleep(CANCEL_GRACE).await;
         if !stoppable && registered.cancel_reason() == Some(CancelReason::CutOff) {
             std::future::pending::<()>().await;

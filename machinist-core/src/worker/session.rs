@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -64,11 +64,33 @@ pub(super) enum CancelReason {
 #[derive(Debug)]
 struct ActiveRun {
     id: TaskId,
+    cancel: CancellationToken,
+    /// Fires after `cancel`, when the run is not given any time to end by itself. Made when somebody asks for it: few runs
+    /// wait for it.
+    cut_off: OnceLock<CancellationToken>,
+    state: Mutex<RunState>,
+}
+
+/// The part of a run that changes. Locked after the state of the session, if both are.
+#[derive(Debug, Default)]
+struct RunState {
     /// Claim of the run, from the grant of its start until its outcome is recorded.
     claim: Option<Claim>,
-    cancel: CancellationToken,
-    cut_off: CancellationToken,
     reason: Option<CancelReason>,
+}
+
+impl ActiveRun {
+    fn state(&self) -> MutexGuard<'_, RunState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_claim(&self) -> bool {
+        self.state().claim.is_some()
+    }
+
+    fn cut_off(&self) -> &CancellationToken {
+        self.cut_off.get_or_init(CancellationToken::new)
+    }
 }
 
 #[derive(Debug)]
@@ -96,7 +118,7 @@ struct SessionState {
     shown_runs: Bytes,
     /// `true` if the session is in the index of sessions.
     listed: bool,
-    runs: OwnRuns<ActiveRun>,
+    runs: OwnRuns<Arc<ActiveRun>>,
     /// Runs that were cancelled and have not ended.
     stuck: OwnRuns<TaskId>,
     /// Starts that ended without an outcome, were perhaps never granted, or were written back after their run had ended,
@@ -142,9 +164,7 @@ pub(super) struct Stuck {
 pub(super) struct RegisteredRun {
     sessions: Arc<Sessions>,
     pub(super) run: RunId,
-    pub(super) cancel: CancellationToken,
-    /// Fires after `cancel`, when the run is not given any time to end by itself.
-    pub(super) cut_off: CancellationToken,
+    active: Arc<ActiveRun>,
 }
 
 impl Sessions {
@@ -441,18 +461,24 @@ impl Sessions {
 
     /// Returns the session once it is certainly alive. Without a live session nothing is started or taken over.
     pub(super) async fn alive(&self) -> SessionId {
+        // Nearly always: then nobody has to be waited for.
+        if let Some(session) = self.alive_now() {
+            return session;
+        }
         loop {
             let notified = self.alive.notified();
             tokio::pin!(notified);
             notified.as_mut().enable();
-            {
-                let state = self.state();
-                if Instant::now() < state.valid_until {
-                    return state.session.clone();
-                }
+            if let Some(session) = self.alive_now() {
+                return session;
             }
             notified.await;
         }
+    }
+
+    fn alive_now(&self) -> Option<SessionId> {
+        let state = self.state();
+        (Instant::now() < state.valid_until).then(|| state.session.clone())
     }
 
     /// Completes when this session is no longer certainly alive.
@@ -504,7 +530,7 @@ impl Sessions {
     pub(super) fn cut_off_all(&self) {
         let running: Vec<_> = {
             let state = self.state();
-            state.runs.iter().filter(|(_, run)| run.claim.is_some()).map(|(id, _)| id.clone()).collect()
+            state.runs.iter().filter(|(_, run)| run.has_claim()).map(|(id, _)| id.clone()).collect()
         };
         for run in running {
             self.cancel(&run, CancelReason::CutOff);
@@ -547,22 +573,19 @@ impl Sessions {
     /// Registers a run, before its start is requested.
     pub(super) fn register(self: &Arc<Self>, id: &TaskId) -> RegisteredRun {
         let run = RunId::fresh();
-        let cancel = CancellationToken::new();
-        let cut_off = CancellationToken::new();
-        let entry = ActiveRun {
+        let active = Arc::new(ActiveRun {
             id: id.clone(),
-            claim: None,
-            cancel: cancel.clone(),
-            cut_off: cut_off.clone(),
-            reason: None,
-        };
-        self.state().runs.insert(run.clone(), entry);
-        RegisteredRun { sessions: Arc::clone(self), run, cancel, cut_off }
+            cancel: CancellationToken::new(),
+            cut_off: OnceLock::new(),
+            state: Mutex::default(),
+        });
+        self.state().runs.insert(run.clone(), Arc::clone(&active));
+        RegisteredRun { sessions: Arc::clone(self), run, active }
     }
 
     /// Number of handlers that run.
     pub(super) fn running(&self) -> usize {
-        self.state().runs.values().filter(|run| run.claim.is_some()).count()
+        self.state().runs.values().filter(|run| run.has_claim()).count()
     }
 
     /// Returns `true` if a start is known not to run any more.
@@ -599,7 +622,7 @@ impl Sessions {
             ids.sort_unstable();
             ids
         };
-        let mut running = ids(&mut state.runs.values().filter(|run| run.claim.is_some()).map(|run| &run.id));
+        let mut running = ids(&mut state.runs.values().filter(|run| run.has_claim()).map(|run| &run.id));
         let mut stuck = ids(&mut state.stuck.values());
         drop(state);
         let count = running.len();
@@ -629,10 +652,13 @@ impl Sessions {
     /// Returns the runs in this process that still count.
     fn runs(&self) -> Vec<(RunId, Claim)> {
         let state = self.state();
-        // A superseded run stays superseded: written back after a loss of data, it would take the task from its owner.
-        let counts = |(_, run): &(&RunId, &ActiveRun)| run.reason != Some(CancelReason::TakenOver);
-        let claim = |(id, run): (&RunId, &ActiveRun)| Some((id.clone(), run.claim.clone()?));
-        state.runs.iter().filter(counts).filter_map(claim).collect()
+        let claim = |(id, run): (&RunId, &Arc<ActiveRun>)| {
+            let run = run.state();
+            // A superseded run stays superseded: written back after a loss of data, it would take the task from its owner.
+            let counts = run.reason != Some(CancelReason::TakenOver);
+            Some((id.clone(), run.claim.clone().filter(|_| counts)?))
+        };
+        state.runs.iter().filter_map(claim).collect()
     }
 
     /// Renews the lease, and reads the records of the runs in this process in the same round trip. After an outage the
@@ -775,9 +801,11 @@ impl Sessions {
 
     /// Replaces the claim of a run. Returns `false` if the run has ended, or its outcome is recorded.
     fn update_claim(&self, run: &RunId, claim: &Claim) -> bool {
-        let mut state = self.state();
-        if let Some(entry) = state.runs.get_mut(run).filter(|entry| entry.claim.is_some()) {
-            entry.claim = Some(claim.clone());
+        let state = self.state();
+        if let Some(active) = state.runs.get(run)
+            && let Some(held) = &mut active.state().claim
+        {
+            *held = claim.clone();
             return true;
         }
         // A run that was given up because it cannot be stopped goes on.
@@ -792,15 +820,15 @@ impl Sessions {
     }
 
     pub(super) fn cancel(&self, run: &RunId, reason: CancelReason) {
-        if let Some(entry) = self.state().runs.get_mut(run) {
-            entry.reason.get_or_insert(reason);
-            entry.cancel.cancel();
+        if let Some(run) = self.state().runs.get(run) {
+            run.state().reason.get_or_insert(reason);
+            run.cancel.cancel();
         }
     }
 
     fn cut_off(&self, run: &RunId) {
-        if let Some(entry) = self.state().runs.get(run) {
-            entry.cut_off.cancel();
+        if let Some(run) = self.state().runs.get(run) {
+            run.cut_off().cancel();
         }
     }
 }
@@ -809,42 +837,47 @@ impl RegisteredRun {
     /// Stores the granted claim, so that renewals watch over it. Returns `false` if it was granted under a session that
     /// has been replaced meanwhile: then it has to be adopted before the task may run.
     pub(super) fn set_claim(&self, claim: &Claim) -> bool {
-        let mut state = self.sessions.state();
+        // Locked until the claim is stored: a new session adopts all runs that have one.
+        let state = self.sessions.state();
         if claim.session != state.session {
             return false;
         }
-        if let Some(run) = state.runs.get_mut(&self.run) {
-            run.claim = Some(claim.clone());
-        }
+        self.active.state().claim = Some(claim.clone());
         true
     }
 
     /// Returns the current claim. An adoption may have replaced the one that was granted.
     pub(super) fn claim(&self) -> Option<Claim> {
-        self.sessions.state().runs.get(&self.run)?.claim.clone()
+        self.active.state().claim.clone()
     }
 
     /// Lists the run as stuck, as one that does not end after its cancellation, until the returned value is dropped.
     pub(super) fn stuck(&self) -> Stuck {
-        let mut state = self.sessions.state();
-        if let Some(id) = state.runs.get(&self.run).map(|run| run.id.clone()) {
-            tracing::warn!(%id, "a handler was cancelled and has not ended; it should check its cancellation token");
-            state.stuck.insert(self.run.clone(), id);
-        }
+        let id = self.active.id.clone();
+        tracing::warn!(%id, "a handler was cancelled and has not ended; it should check its cancellation token");
+        self.sessions.state().stuck.insert(self.run.clone(), id);
         Stuck { sessions: Arc::clone(&self.sessions), run: self.run.clone(), since: Instant::now() }
     }
 
     /// Drops the claim, because the outcome of the run is recorded. Renewals ignore the run from now on: written back
     /// after a loss of data, the start of a run that has ended would keep others waiting.
     pub(super) fn release(&self) {
-        if let Some(run) = self.sessions.state().runs.get_mut(&self.run) {
-            run.claim = None;
-        }
+        self.active.state().claim = None;
     }
 
     /// Returns the reason that the run was cancelled, if it was.
     pub(super) fn cancel_reason(&self) -> Option<CancelReason> {
-        self.sessions.state().runs.get(&self.run)?.reason
+        self.active.state().reason
+    }
+
+    /// Token that cancels the run.
+    pub(super) fn cancel(&self) -> &CancellationToken {
+        &self.active.cancel
+    }
+
+    /// Token that fires after [`cancel`](Self::cancel), when the run is not given any time to end by itself.
+    pub(super) fn cut_off(&self) -> &CancellationToken {
+        self.active.cut_off()
     }
 }
 

@@ -1,13 +1,13 @@
 //! The run: the handler under its timeouts, the outcome of its end, and the verdict.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tracing::Instrument;
 
 use super::{ActiveDelivery, RegisteredTask, Settlement, Slot, TaskProcessor};
 use crate::{
     consequence::Disposition,
-    context::{RunInfo, TaskContext},
+    context::{HandlerCancellation, RunInfo, TaskContext},
     error::TaskError,
     log_scope,
     middleware::Next,
@@ -191,7 +191,7 @@ impl TaskProcessor {
         };
         let fire_when_cancelled = async {
             self.worker.stages.reached_cancel().await;
-            registered.cancel.cancel();
+            registered.cancel().cancel();
             std::future::pending().await
         };
         let guard = async {
@@ -211,7 +211,7 @@ impl TaskProcessor {
 
     /// Returns the outcome of a run's end, or the reason that it has none.
     fn outcome(&self, ended: RunEnd, registered: &RegisteredRun) -> Result<RunOutcome, NoOutcome> {
-        let cancelled = registered.cancel.is_cancelled();
+        let cancelled = registered.cancel().is_cancelled();
         match (ended, registered.cancel_reason()) {
             // The effect has happened: a success counts even if the run was cancelled.
             (RunEnd::Itself(outcome @ RunOutcome::Returned(_)), _) => Ok(outcome),
@@ -243,13 +243,12 @@ impl TaskProcessor {
             token: claim.token,
             headers: body.map(|body| body.headers.clone()).unwrap_or_default(),
             pairs: envelope.pairs.clone(),
-            // A child token: a soft timeout cancels only the handler.
-            cancel: registered.cancel.child_token(),
+            cancel: HandlerCancellation::of_run(registered.cancel().clone()),
             state: Arc::clone(&self.state),
             log: RunLog::default(),
             spawned: Mutex::default(),
             clock: self.worker.app.clock().clone(),
-            progress: tokio::sync::watch::Sender::new(None),
+            progress: OnceLock::new(),
         })
     }
 
