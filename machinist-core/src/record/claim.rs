@@ -29,7 +29,7 @@ pub(crate) struct Claim {
     pub(crate) received_at: Timestamp,
     /// Starts of this attempt up to this one, as this run knows them. The run writes them with each of its commits, so
     /// that after lost backend data two runs cannot both believe that they hold the attempt.
-    pub(crate) starts: Vec<(FactName, Bytes)>,
+    pub(crate) starts: Arc<[(FactName, Bytes)]>,
 }
 
 impl Claim {
@@ -50,11 +50,11 @@ impl Claim {
             alone: false,
         };
         let fact = (name::start(self.attempt, claim.start), json(&fact));
-        claim.starts.push(fact.clone());
+        claim.starts = self.starts.iter().cloned().chain([fact.clone()]).collect();
         let mut commit = Commit::new(self.id.clone());
         commit.unless =
             vec![name::END.into(), name::retried(self.attempt), name::start(self.attempt, claim.start)];
-        commit.equal_or_absent.clone_from(&self.starts);
+        commit.equal_or_absent = self.starts.to_vec();
         commit.facts = vec![fact];
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         (commit, claim)
@@ -65,7 +65,7 @@ impl Claim {
         let mut commit = Commit::new(self.id.clone());
         commit.unless =
             vec![name::END.into(), name::retried(self.attempt), name::start_after(self.attempt, self.start)];
-        commit.equal_or_absent.clone_from(&self.starts);
+        commit.equal_or_absent = self.starts.to_vec();
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         commit
     }
@@ -79,7 +79,7 @@ impl Claim {
             Bytes::copy_from_slice(self.run.as_str().as_bytes()),
         )];
         // After lost data the number may belong to a start of another run, which is not over.
-        commit.equal_or_absent.clone_from(&self.starts);
+        commit.equal_or_absent = self.starts.to_vec();
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         commit
     }
@@ -123,7 +123,7 @@ impl Claim {
             start: newest,
             session: start.session,
             token: start.token,
-            starts: known_starts(facts, self.attempt),
+            starts: known_starts(facts, self.attempt).into(),
             ..self.clone()
         })
     }

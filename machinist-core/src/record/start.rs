@@ -70,7 +70,7 @@ impl StartRequest {
             name::retried(self.attempt),
             name::start(self.attempt, 1),
         ];
-        commit.facts.clone_from(&claim.starts);
+        commit.facts = claim.starts.to_vec();
         commit.equal_or_absent.extend(self.gathered.clone());
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         (commit, claim)
@@ -99,13 +99,7 @@ impl StartRequest {
         (commit, claim)
     }
 
-    fn claim(
-        &self,
-        start: u32,
-        greatest_token: u64,
-        mut starts: Vec<(FactName, Bytes)>,
-        now: Timestamp,
-    ) -> Claim {
+    fn claim(&self, start: u32, greatest_token: u64, known: Vec<(FactName, Bytes)>, now: Timestamp) -> Claim {
         let fact = Start {
             run: self.run.clone(),
             session: self.session.clone(),
@@ -115,7 +109,7 @@ impl StartRequest {
             started_at: now,
             alone: self.alone,
         };
-        starts.push((name::start(self.attempt, start), json(&fact)));
+        let own = (name::start(self.attempt, start), json(&fact));
         Claim {
             id: self.id.clone(),
             attempt: self.attempt,
@@ -125,7 +119,7 @@ impl StartRequest {
             token: fact.token,
             worker: self.worker.clone(),
             received_at: self.received_at,
-            starts,
+            starts: known.into_iter().chain([own]).collect(),
         }
     }
 }
@@ -149,7 +143,7 @@ pub(crate) fn decide_start(
         let mut claim = request.claim(*newest, 0, Vec::new(), now);
         claim.session = holder.session.clone();
         claim.token = holder.token;
-        claim.starts = known_starts(facts, request.attempt);
+        claim.starts = known_starts(facts, request.attempt).into();
         return StartDecision::AlreadyStarted(claim);
     }
     if attempts.newest_guard(request.attempt) > request.generation {

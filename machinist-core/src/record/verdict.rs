@@ -147,7 +147,7 @@ pub(crate) fn outcome_commit(
     if !matches!(verdict, Verdict::Success(_)) {
         commit.unless.push(name::retried(claim.attempt));
         commit.unless.push(name::start_after(claim.attempt, claim.start));
-        commit.equal_or_absent.clone_from(&claim.starts);
+        commit.equal_or_absent = claim.starts.to_vec();
     }
     if matches!(verdict, Verdict::Retry { .. }) {
         // A revoked task has no further run: this run is then told to end as revoked.

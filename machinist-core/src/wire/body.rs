@@ -57,6 +57,10 @@ impl Body {
 
 /// Returns the nesting depth of lists and tables. It does not recurse: a sender's value has no bound.
 fn depth(value: &Value) -> usize {
+    // Most arguments are neither.
+    if !value.is_array() && !value.is_object() {
+        return 0;
+    }
     let mut deepest = 0;
     let mut open = vec![(value, 0)];
     while let Some((value, above)) = open.pop() {

@@ -124,30 +124,30 @@ impl Envelope {
 
     /// Reads properties and headers, as a program does that knows the wire up to this version.
     fn read_up_to(message: &Message, newest: i64) -> Result<Self, Unreadable> {
-        let headers = HeaderReader(message);
+        let headers = OwnHeaders::of(message);
         let pairs = headers.pairs(newest)?;
         let bad = |e: crate::id::InvalidName| Unreadable::Header(e.to_string());
         let missing = |what: &str| Unreadable::Header(format!("the message has no {what}"));
         let id = message.id.as_deref().ok_or_else(|| missing("message id"))?;
         let name = message.kind.as_deref().ok_or_else(|| missing("task name (property `type`)"))?;
-        let queue = headers.text(header::QUEUE)?.ok_or_else(|| missing("header `machinist-queue`"))?;
+        let queue = headers.queue.text(header::QUEUE)?.ok_or_else(|| missing("header `machinist-queue`"))?;
         Ok(Self {
             id: TaskId::parse(id).map_err(bad)?,
             name: TaskName::parse(name).map_err(bad)?,
-            queue: QueueName::parse(&queue).map_err(bad)?,
-            attempt: headers.attempt()?,
-            generation: headers.number(header::GENERATION)?.unwrap_or(0),
-            eta: headers.instant(header::ETA)?,
-            expires: headers.instant(header::EXPIRES)?,
-            issued: headers.instant(header::ISSUED)?.unwrap_or(Timestamp::from_micros(0)),
+            queue: QueueName::parse(queue).map_err(bad)?,
+            attempt: headers.attempt.attempt()?,
+            generation: headers.generation.number(header::GENERATION)?.unwrap_or(0),
+            eta: headers.eta.instant(header::ETA)?,
+            expires: headers.expires.instant(header::EXPIRES)?,
+            issued: headers.issued.instant(header::ISSUED)?.unwrap_or(Timestamp::from_micros(0)),
             counters: Counters {
-                retries: headers.number(header::RETRIES)?.unwrap_or(0),
-                postponements: headers.number(header::POSTPONEMENTS)?.unwrap_or(0),
+                retries: headers.retries.number(header::RETRIES)?.unwrap_or(0),
+                postponements: headers.postponements.number(header::POSTPONEMENTS)?.unwrap_or(0),
             },
-            token: headers.number(header::TOKEN)?.unwrap_or(0),
-            unknown_since: headers.instant(header::UNKNOWN_SINCE)?,
-            traceparent: headers.text(header::TRACEPARENT)?,
-            tracestate: headers.text(header::TRACESTATE)?,
+            token: headers.token.number(header::TOKEN)?.unwrap_or(0),
+            unknown_since: headers.unknown_since.instant(header::UNKNOWN_SINCE)?,
+            traceparent: headers.traceparent.text(header::TRACEPARENT)?.map(str::to_owned),
+            tracestate: headers.tracestate.text(header::TRACESTATE)?.map(str::to_owned),
             priority: message.priority,
             pairs,
             content_type: message
@@ -290,13 +290,14 @@ impl Envelope {
         &mut self,
         message: &Message,
     ) -> Result<Option<MessageSignature>, Unreadable> {
-        let headers = HeaderReader(message);
-        let Some(text) = headers.text(header::SIGNATURE)? else { return Ok(None) };
-        let signed_message = MessageSignature::parse(&text).map_err(|what| {
+        let Some(text) = Header::of(message, header::SIGNATURE).text(header::SIGNATURE)? else {
+            return Ok(None);
+        };
+        let signed_message = MessageSignature::parse(text).map_err(|what| {
             Unreadable::Header(format!("header `{}` is not `KEY TIME SIGNATURE`: {what}", header::SIGNATURE))
         })?;
-        let first = headers.text(header::FIRST_KEY)?;
-        let first = first.map(|text| KeyId::parse(&text).map_err(|e| Unreadable::Header(e.to_string())));
+        let first = Header::of(message, header::FIRST_KEY).text(header::FIRST_KEY)?;
+        let first = first.map(|text| KeyId::parse(text).map_err(|e| Unreadable::Header(e.to_string())));
         self.first = FirstSigner::Key(first.transpose()?.unwrap_or_else(|| signed_message.key.clone()));
         Ok(Some(signed_message))
     }
@@ -425,44 +426,65 @@ fn wire(count: u64) -> i64 {
 
 /// Returns the attempt that a message states.
 pub(crate) fn attempt_of(message: &Message) -> Option<u32> {
-    HeaderReader(message).attempt().ok()
+    Header::of(message, header::ATTEMPT).attempt().ok()
 }
 
-/// Headers by type, with errors that name them.
-struct HeaderReader<'a>(&'a Message);
+/// The headers of a message that are ours. They are found in one pass: to look up each of them costs more than the rest of
+/// reading a message.
+#[derive(Default)]
+struct OwnHeaders<'a> {
+    version: Header<'a>,
+    pairs: Header<'a>,
+    queue: Header<'a>,
+    attempt: Header<'a>,
+    generation: Header<'a>,
+    eta: Header<'a>,
+    expires: Header<'a>,
+    issued: Header<'a>,
+    retries: Header<'a>,
+    postponements: Header<'a>,
+    token: Header<'a>,
+    unknown_since: Header<'a>,
+    traceparent: Header<'a>,
+    tracestate: Header<'a>,
+}
 
-impl HeaderReader<'_> {
-    fn text(&self, name: &str) -> Result<Option<String>, Unreadable> {
-        match self.0.headers.get(name) {
-            None => Ok(None),
-            Some(HeaderValue::Text(text)) => Ok(Some(text.clone())),
-            Some(_) => Err(Unreadable::Header(format!("header `{name}` is not text"))),
+impl<'a> OwnHeaders<'a> {
+    fn of(message: &'a Message) -> Self {
+        let mut own = Self::default();
+        for (name, value) in &message.headers {
+            let place = match &**name {
+                header::VERSION => &mut own.version,
+                header::PAIRS => &mut own.pairs,
+                header::QUEUE => &mut own.queue,
+                header::ATTEMPT => &mut own.attempt,
+                header::GENERATION => &mut own.generation,
+                header::ETA => &mut own.eta,
+                header::EXPIRES => &mut own.expires,
+                header::ISSUED => &mut own.issued,
+                header::RETRIES => &mut own.retries,
+                header::POSTPONEMENTS => &mut own.postponements,
+                header::TOKEN => &mut own.token,
+                header::UNKNOWN_SINCE => &mut own.unknown_since,
+                header::TRACEPARENT => &mut own.traceparent,
+                header::TRACESTATE => &mut own.tracestate,
+                _ => continue,
+            };
+            *place = Header(Some(value));
         }
-    }
-
-    fn int(&self, name: &str) -> Result<Option<i64>, Unreadable> {
-        match self.0.headers.get(name) {
-            None => Ok(None),
-            Some(HeaderValue::Int(number)) => Ok(Some(*number)),
-            Some(_) => Err(Unreadable::Header(format!("header `{name}` is not a whole number"))),
-        }
-    }
-
-    fn number<N: TryFrom<i64>>(&self, name: &str) -> Result<Option<N>, Unreadable> {
-        let out_of_range = |n: i64| Unreadable::Header(format!("header `{name}` is out of range: {n}"));
-        self.int(name)?.map(|n| N::try_from(n).map_err(|_| out_of_range(n))).transpose()
+        own
     }
 
     /// Checks the version and reads the pairs. A message has both or neither: what is signed says one of the two.
     fn pairs(&self, newest: i64) -> Result<Pairs, Unreadable> {
-        let version = self.int(header::VERSION)?.unwrap_or(PLAIN_VERSION);
+        let version = self.version.int(header::VERSION)?.unwrap_or(PLAIN_VERSION);
         if version > newest {
             return Err(Unreadable::Version { found: version, newest });
         }
         let refused = |what: String| Err(Unreadable::Header(what));
-        match (version, self.text(header::PAIRS)?) {
+        match (version, self.pairs.text(header::PAIRS)?) {
             (PLAIN_VERSION, None) => Ok(Pairs::default()),
-            (PAIRS_VERSION | WORKFLOW_VERSION, Some(text)) => match Pairs::parse(&text) {
+            (PAIRS_VERSION | WORKFLOW_VERSION, Some(text)) => match Pairs::parse(text) {
                 Ok(pairs) if pairs.are_of_workflow() && pairs.place().is_none() => {
                     refused("its place in its workflow cannot be read".to_owned())
                 }
@@ -482,17 +504,48 @@ impl HeaderReader<'_> {
             _ => refused(format!("header `{}` is out of range: {version}", header::VERSION)),
         }
     }
+}
+
+/// A header, read by its type. The errors name it.
+#[derive(Clone, Copy, Default)]
+struct Header<'a>(Option<&'a HeaderValue>);
+
+impl<'a> Header<'a> {
+    fn of(message: &'a Message, name: &str) -> Self {
+        Self(message.headers.get(name))
+    }
+
+    fn text(self, name: &str) -> Result<Option<&'a str>, Unreadable> {
+        match self.0 {
+            None => Ok(None),
+            Some(HeaderValue::Text(text)) => Ok(Some(text)),
+            Some(_) => Err(Unreadable::Header(format!("header `{name}` is not text"))),
+        }
+    }
+
+    fn int(self, name: &str) -> Result<Option<i64>, Unreadable> {
+        match self.0 {
+            None => Ok(None),
+            Some(HeaderValue::Int(number)) => Ok(Some(*number)),
+            Some(_) => Err(Unreadable::Header(format!("header `{name}` is not a whole number"))),
+        }
+    }
+
+    fn number<N: TryFrom<i64>>(self, name: &str) -> Result<Option<N>, Unreadable> {
+        let out_of_range = |n: i64| Unreadable::Header(format!("header `{name}` is out of range: {n}"));
+        self.int(name)?.map(|n| N::try_from(n).map_err(|_| out_of_range(n))).transpose()
+    }
+
+    fn instant(self, name: &str) -> Result<Option<Timestamp>, Unreadable> {
+        Ok(self.int(name)?.map(Timestamp::from_micros))
+    }
 
     /// Counted from 1. A 0 is no other way to say 1: what is signed is what is read.
-    fn attempt(&self) -> Result<u32, Unreadable> {
+    fn attempt(self) -> Result<u32, Unreadable> {
         match self.number(header::ATTEMPT)?.unwrap_or(1) {
             0 => Err(Unreadable::Header(format!("header `{}` is out of range: 0", header::ATTEMPT))),
             attempt => Ok(attempt),
         }
-    }
-
-    fn instant(&self, name: &str) -> Result<Option<Timestamp>, Unreadable> {
-        Ok(self.int(name)?.map(Timestamp::from_micros))
     }
 }
 
