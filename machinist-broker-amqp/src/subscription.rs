@@ -256,7 +256,7 @@ struct SubscribedChannel {
     channel: Channel,
     acks: AckSender,
     /// Consumers of the queue: one for each credit that was given since the last pause.
-    consumers: SelectAll<BoxStream<'static, FromBroker>>,
+    consumers: SelectAll<BoxStream<'static, Result<lapin::message::Delivery, ConsumerEnd>>>,
     consumer_tags: Vec<ShortString>,
     /// Credit that the consumers have.
     credit: ConsumerCredit,
@@ -265,12 +265,11 @@ struct SubscribedChannel {
     unsettled: Arc<()>,
 }
 
-/// Item of a consumer's stream.
-enum FromBroker {
-    Delivery(Box<lapin::message::Delivery>),
+/// Reason that a consumer delivers no more.
+enum ConsumerEnd {
     Failed(lapin::Error),
-    /// The consumer has ended.
-    Ended,
+    /// It was cancelled.
+    Cancelled,
 }
 
 /// Reason that a subscribed channel is over.
@@ -397,11 +396,9 @@ impl QueueSubscription {
             let consume = subscribed.channel.basic_consume(name, "".into(), options, arguments);
             let consumer = rpc("subscribing", consume).await?;
             subscribed.consumer_tags.push(consumer.tag());
-            let items = consumer.map(|item| match item {
-                Ok(delivery) => FromBroker::Delivery(Box::new(delivery)),
-                Err(error) => FromBroker::Failed(error),
-            });
-            subscribed.consumers.push(items.chain(once(async { FromBroker::Ended })).boxed());
+            let deliveries = consumer.map(|delivery| delivery.map_err(ConsumerEnd::Failed));
+            let end = once(async { Err(ConsumerEnd::Cancelled) });
+            subscribed.consumers.push(deliveries.chain(end).boxed());
             subscribed.credit.given = wanted.given;
         }
         self.pauses_seen.send_replace(wanted.pauses);
@@ -430,16 +427,23 @@ impl QueueSubscription {
     async fn deliver(&self, subscribed: &mut SubscribedChannel) -> SubscriptionEnd {
         let mut last_delivery = Instant::now();
         loop {
+            // Looked at, not awaited: deliveries come in bursts, and none of a burst should wait for a timer and a change.
+            if subscribed.credit_changes.has_changed().unwrap_or(false)
+                && let Err(error) = self.follow_credit(subscribed).await
+            {
+                return SubscriptionEnd::Failed(error);
+            }
             tokio::select! {
-                Some(item) = subscribed.consumers.next() => match item {
-                    FromBroker::Delivery(delivery) => {
+                biased;
+                Some(delivery) = subscribed.consumers.next() => match delivery {
+                    Ok(delivery) => {
                         last_delivery = Instant::now();
-                        self.pass_on(subscribed, *delivery);
+                        self.pass_on(subscribed, delivery);
                     }
-                    FromBroker::Failed(error) => {
+                    Err(ConsumerEnd::Failed(error)) => {
                         return SubscriptionEnd::Failed(AmqpError::lapin("consuming", error));
                     }
-                    FromBroker::Ended => return SubscriptionEnd::Cancelled,
+                    Err(ConsumerEnd::Cancelled) => return SubscriptionEnd::Cancelled,
                 },
                 // The sender lives as long as the consumer, whose end cancels `stop`.
                 Ok(()) = subscribed.credit_changes.changed() => {
@@ -514,8 +518,8 @@ impl SubscribedChannel {
             rpc_within(CLOSE_TIMEOUT, OPERATION, cancel).await?;
         }
         let rest = async {
-            while let Some(item) = self.consumers.next().await {
-                if let FromBroker::Delivery(delivery) = item {
+            while let Some(delivery) = self.consumers.next().await {
+                if let Ok(delivery) = delivery {
                     drop(self.acks.receipt(delivery.delivery_tag, &self.unsettled));
                 }
             }

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -31,6 +31,10 @@ const RESULT_VERSION: i64 = 1;
 #[derive(Debug)]
 pub(crate) struct Trust {
     in_use: watch::Sender<RingInUse>,
+    /// Number of rings before the one in use, and whether that can sign. They repeat what `in_use` says: every task asks
+    /// several times, and a lock would be one that all threads share.
+    generation: AtomicU64,
+    can_sign: AtomicBool,
     allow_unsigned: bool,
     window: Option<Duration>,
     scope: SigningScope,
@@ -42,8 +46,6 @@ pub(crate) struct Trust {
 struct RingInUse {
     /// None: nothing is signed and everything believed. Replaced as a whole, never changed.
     ring: Option<Arc<Keyring>>,
-    /// Number of rings before it.
-    generation: u64,
 }
 
 impl RingInUse {
@@ -64,8 +66,11 @@ pub(crate) enum VerifyError {
 
 impl Trust {
     pub(crate) fn new(ring: Option<Keyring>, allow_unsigned: bool, window: Option<Duration>) -> Self {
+        let in_use = RingInUse { ring: ring.map(Arc::new) };
         Self {
-            in_use: watch::Sender::new(RingInUse { ring: ring.map(Arc::new), generation: 0 }),
+            generation: AtomicU64::new(0),
+            can_sign: AtomicBool::new(in_use.can_sign()),
+            in_use: watch::Sender::new(in_use),
             allow_unsigned,
             window,
             scope: SigningScope::default(),
@@ -106,18 +111,20 @@ impl Trust {
     fn put(&self, ring: Keyring) {
         self.in_use.send_modify(|in_use| {
             in_use.ring = Some(Arc::new(ring));
-            in_use.generation += 1;
+            // Under the lock: who reads the new generation gets the new ring, or waits for it.
+            self.can_sign.store(in_use.can_sign(), Ordering::Release);
+            self.generation.fetch_add(1, Ordering::Release);
         });
     }
 
     /// Returns the number of times that the ring was replaced.
     pub(crate) fn generation(&self) -> u64 {
-        self.in_use.borrow().generation
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Returns `true` unless the only key that signed was revoked, and no other has taken its place.
     pub(crate) fn can_sign(&self) -> bool {
-        self.in_use.borrow().can_sign()
+        self.can_sign.load(Ordering::Acquire)
     }
 
     /// Completes as soon as this application can sign what it has to sign.
@@ -250,9 +257,11 @@ impl Trust {
         envelope: &Envelope,
         signed_message: &MessageSignature,
     ) -> Result<(), VerifyError> {
-        ring.trusted(&signed_message.key)?.believed_at(signed_message.signed_at)?;
+        let key = ring.trusted(&signed_message.key)?;
+        key.believed_at(signed_message.signed_at)?;
         if let FirstSigner::Key(first) = &envelope.first {
-            ring.trusted(first)?.believed_at(envelope.first_issued())?;
+            let first = if first == key.id() { key } else { ring.trusted(first)? };
+            first.believed_at(envelope.first_issued())?;
         }
         Ok(())
     }
@@ -308,8 +317,8 @@ impl Trust {
     ) -> Option<(DeadReason, String)> {
         let ring = self.ring()?;
         let first = match &envelope.first {
-            FirstSigner::Key(first) => Some(first),
-            FirstSigner::Publisher | FirstSigner::Nobody => None,
+            FirstSigner::Key(first) if *first != signed_message.key => Some(first),
+            FirstSigner::Key(_) | FirstSigner::Publisher | FirstSigner::Nobody => None,
         };
         // Both: the first, because the task is its; and the last, because it says who was first.
         for id in std::iter::once(&signed_message.key).chain(first) {
@@ -390,6 +399,8 @@ impl From<KeyRejection> for VerifyError {
 const SIGNED_BY: &str = ",\"by\":\"";
 /// Text between the key and the signature.
 const SIGNATURE: &str = "\",\"mac\":\"";
+/// Text after the signature.
+const END: &[u8] = b"\"}";
 
 /// The signature of an end, taken apart.
 pub(super) struct Attestation<'a> {
@@ -429,7 +440,14 @@ fn result_input(key: &Key, scope: &SigningScope, id: &TaskId, text: &[u8]) -> Ve
 /// the text before them. Returns `None` if the key cannot sign.
 pub(super) fn attested(key: &Key, object: &Bytes, input: impl FnOnce(&[u8]) -> Vec<u8>) -> Option<Bytes> {
     let text = object.strip_suffix(b"}")?;
-    let signature = BASE64.encode(key.sign(&input(text))?);
+    let signature = key.sign(&input(text))?;
     let parts = [text, SIGNED_BY.as_bytes(), key.id().as_str().as_bytes(), SIGNATURE.as_bytes()];
-    Some([&parts.concat()[..], signature.as_bytes(), b"\"}"].concat().into())
+    let before: usize = parts.iter().map(|part| part.len()).sum();
+    let encoded = base64::encoded_len(signature.len(), true)?;
+    let mut whole = Vec::with_capacity(before + encoded + END.len());
+    parts.iter().for_each(|part| whole.extend_from_slice(part));
+    whole.resize(before + encoded, 0);
+    BASE64.encode_slice(&signature, &mut whole[before..]).ok()?;
+    whole.extend_from_slice(END);
+    Some(whole.into())
 }

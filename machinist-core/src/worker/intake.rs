@@ -13,6 +13,7 @@ use tokio_util::{
 
 use super::{
     Health,
+    cut::Cut,
     look_ahead::CreditChange,
     maintenance,
     processor::TaskProcessor,
@@ -33,7 +34,7 @@ pub(super) struct Intake {
     pub(super) health: Health,
     pub(super) tracker: TaskTracker,
     /// Ends all deliveries in progress at once.
-    pub(super) cut: CancellationToken,
+    pub(super) cut: Cut,
 }
 
 /// A running intake. It runs in a separate task: otherwise the thread that waits for the worker's end might be woken for
@@ -290,14 +291,7 @@ impl Intake {
             let cut = self.cut.clone();
             // On the heap at once: a spawned future is moved several times.
             let process = Box::pin(Arc::clone(&self.processor).process(delivery, look_ahead.pauses()));
-            self.tracker.spawn(async move {
-                tokio::select! {
-                    // First: a slot that is free because its holder was cut off must not start the next delivery.
-                    biased;
-                    () = cut.cancelled() => {}
-                    () = process => {}
-                }
-            });
+            self.tracker.spawn(cut.bound(process));
         }
     }
 }

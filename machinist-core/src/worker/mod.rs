@@ -29,7 +29,7 @@
 //! | `periodic` | the ticks of periodic tasks |
 //! | `fleet`, `roles` | leaders and shards: roles that workers share |
 //! | `progress` | the progress that handlers report |
-//! | `drain` | the stages of shutdown |
+//! | `drain`, `cut` | the stages of shutdown; the end of everything when the worker is dropped |
 //! | `events`, `event_log`, `tally`, `dead_letter_counts` | events, and their first users |
 //! | `memory` | the memory that the session shows |
 //! | `health` | checks for operators |
@@ -43,6 +43,7 @@ mod callback;
 mod capacity;
 mod circuits;
 mod continuation;
+mod cut;
 mod dead_letter_counts;
 mod defaults;
 mod described;
@@ -140,6 +141,7 @@ use crate::{
     record::PresenceState,
     slot::RoleError,
 };
+use cut::Cut;
 use fleet::TakePart;
 use followed_queues::QueueFollower;
 use gate::{AskGate, GateKeeper};
@@ -347,8 +349,8 @@ impl Worker {
         ready.cancel();
         let tracker = TaskTracker::new();
         // Dropped before its end, this future must not leave handlers behind that run without a session.
-        let cut = CancellationToken::new();
-        let _cut_on_drop = cut.clone().drop_guard();
+        let cut = Cut::default();
+        let _cut_on_drop = cut.on_drop();
         let intake = Intake { processor: Arc::clone(&processor), health, tracker: tracker.clone(), cut };
         let intake = intake.start(consumer, subscribed);
         let ticking =

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -89,6 +89,8 @@ pub(super) struct ServerCalls {
     failures: AtomicU32,
     /// Time since which the backend has been away.
     away: watch::Sender<Option<Instant>>,
+    /// Repeats whether `away` is set: every delivery and every answer asks.
+    is_away: AtomicBool,
     /// `true` if deliveries without an outcome must go back.
     given_up: watch::Sender<bool>,
     /// Number of outcomes that wait to be recorded, after a first try that failed.
@@ -104,6 +106,7 @@ impl ServerCalls {
             peers,
             failures: AtomicU32::new(0),
             away: watch::Sender::new(None),
+            is_away: AtomicBool::new(false),
             given_up: watch::Sender::new(false),
             unrecorded_outcomes: watch::Sender::new(0),
         })
@@ -300,7 +303,7 @@ impl ServerCalls {
 
     /// Returns `true` if the backend does not answer, so that no deliveries are taken.
     pub(super) fn is_backend_away(&self) -> bool {
-        self.away.borrow().is_some()
+        self.is_away.load(Ordering::Acquire)
     }
 
     /// Completes when the backend, which is away, answers again. Never completes if it is not away.
@@ -350,6 +353,10 @@ impl ServerCalls {
 
     /// Counts the answers and failures of the backend. Every caller of the backend reports here.
     pub(super) fn answered(&self, answered: bool) {
+        // Nearly always, and without a lock that all threads share.
+        if answered && self.failures.load(Ordering::Relaxed) == 0 && !self.is_backend_away() {
+            return;
+        }
         let failures = if answered {
             self.failures.store(0, Ordering::Relaxed);
             0
@@ -362,6 +369,7 @@ impl ServerCalls {
             let changed = since.is_some() != away;
             if changed {
                 *since = away.then(Instant::now);
+                self.is_away.store(away, Ordering::Release);
             }
             changed
         });
