@@ -78,7 +78,8 @@ pub(crate) use presence::{OrderAnswer, WorkCounts, memory_to_show};
 pub(crate) use progress::{add_progress, progress_commit};
 pub(crate) use retention::{MAX_DELAY, UNFINISHED_TTL, retention};
 pub(crate) use revoke::{
-    NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt, revoke_root, revoked_root,
+    NextAttempt, RevokeDecision, RevokeMode, decide_revoke, late_message, next_attempt, revoke_root,
+    revoked_root,
 };
 pub(crate) use session::{
     close_session, is_alive, open_session, rename_session, renew_session, wake_session,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use machinist_core::{
-    App, Arg, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
+    App, Arg, Revoked, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
     record::{FailureKind, TaskState},
     workflow::{Outcome, Policy, StepPlan, Workflow, chain, chord, graph, group},
     workflow_status::WorkflowStatus,
@@ -373,10 +373,42 @@ async fn a_revoked_workflow_starts_nothing_more() {
     let result = client.send(workflow).await.unwrap();
     until(async || setting.status(&root).await.steps[0].state == TaskState::Success).await;
     client.revoke_workflow(&root).await.unwrap();
-    let last = result.wait_record(2 * Duration::from_secs(3600)).await.unwrap();
-    assert_eq!(last.kind, Some(FailureKind::Upstream));
+    let last = result.wait_record(WAIT).await.unwrap();
+    assert_eq!(last.kind, Some(FailureKind::Upstream), "long before the revoked step was due");
     assert_eq!(setting.status(&root).await.steps[1].kind, Some(FailureKind::Revoked));
     assert_eq!(setting.notes.lock().unwrap().len(), 0);
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workflow_that_is_revoked_before_its_time_ends_at_once() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let delayed = chord([1, 2].map(|n| INC.call(n)), SUM.with(())).countdown(7 * Duration::from_secs(86_400));
+    let root = delayed.id().clone();
+    let total = client.send(delayed).await.unwrap();
+    client.revoke_workflow(&root).await.unwrap();
+    // Asked again, it changes nothing.
+    client.revoke_workflow(&root).await.unwrap();
+    assert_eq!(total.wait_record(WAIT).await.unwrap().kind, Some(FailureKind::Upstream));
+    let status = setting.status(&root).await;
+    assert_eq!((status.state, status.record.kind), (TaskState::Failure, Some(FailureKind::Revoked)));
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_follows_a_revoked_callback_does_not_wait_for_its_guard() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let chord = chord([1, 2].map(|n| WAITS.call(n)), SUM.with(())).then(INC.with(()));
+    let root = chord.id().clone();
+    let last = client.send(chord).await.unwrap();
+    let callback: TaskId = format!("{root}.s1").try_into().unwrap();
+    // By then its copies come back in intervals of minutes.
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    assert_eq!(client.revoke(&callback).await.unwrap(), Revoked::Ended);
+    assert_eq!(last.wait_record(WAIT).await.unwrap().kind, Some(FailureKind::Upstream));
+    client.revoke_workflow(&root).await.unwrap();
     setting.worker.stop().await;
 }
 
