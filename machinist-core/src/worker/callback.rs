@@ -276,29 +276,32 @@ impl WorkerContext {
 }
 
 impl WorkerContext {
-    /// Returns `true` if the workflow of a task was revoked, or one in which it replaces a task.
-    pub(super) async fn is_workflow_revoked(
-        &self,
-        envelope: &Envelope,
-        place: &StepPlace,
-    ) -> Result<bool, Unanswered> {
-        if self.is_root_revoked(place.root_id()).await? {
-            return Ok(true);
-        }
+    /// Returns the roots of the workflows whose revocation revokes a task: its own, and those in which it replaces a task.
+    pub(super) fn revocable_roots(&self, envelope: &Envelope, place: &StepPlace) -> Vec<TaskId> {
+        let mut roots = vec![place.root_id().clone()];
         // What begins later in a workflow that replaces a task is found by the revocation itself.
         let flow = place.is_root().then(|| self.app.decode(envelope).ok()?.flow).flatten();
-        for replaced in flow.iter().flat_map(|flow| flow.replaced()) {
-            if self.is_root_revoked(replaced.root()).await? {
+        roots.extend(flow.iter().flat_map(|flow| flow.replaced()).map(|replaced| replaced.root().clone()));
+        roots
+    }
+
+    /// Returns `true` if one of these workflows was revoked, as far as this worker knows: for a moment, it believes an
+    /// earlier answer.
+    pub(super) async fn is_any_revoked(&self, roots: &[TaskId]) -> Result<bool, Unanswered> {
+        for root in roots {
+            let revoked = match self.revoked_roots.known(root) {
+                Some(revoked) => revoked,
+                None => self.read_mark(root).await?,
+            };
+            if revoked {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    async fn is_root_revoked(&self, root: &TaskId) -> Result<bool, Unanswered> {
-        if let Some(revoked) = self.revoked_roots.known(root) {
-            return Ok(revoked);
-        }
+    /// Reads the mark of a workflow: `true` if it was revoked.
+    pub(super) async fn read_mark(&self, root: &TaskId) -> Result<bool, Unanswered> {
         let revoked = match self.calls.read_record(&revoked_root(root)).await {
             Ok(facts) => facts.has(name::REVOKED),
             // Somebody wrote there: nobody has revoked the workflow.

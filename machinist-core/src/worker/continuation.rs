@@ -21,7 +21,7 @@ use crate::{
     delay::keep_for,
     event::{EventKind, EventTask},
     flow::{Flow, Policy, StepPlace},
-    id::{QueueName, TaskName},
+    id::{QueueName, TaskId, TaskName},
     record::{
         Child, DeadReason, End, EndVerdict, Facts, Failure, FailureKind, JoinedMember, Joining,
         after_failure, after_success, failure_without_run, join, joinings, may_be_decided, name, never_after,
@@ -241,7 +241,7 @@ impl WorkerContext {
         }
         let confirm_wait = stopwatch.lap();
         let mut unsent = Vec::new();
-        let mut scheduled = Vec::new();
+        let (mut scheduled, mut delayed) = (Vec::new(), Vec::new());
         let mut published = published.into_iter();
         for (child, Prepared { envelope, publish, .. }) in window {
             let answer = match published.next() {
@@ -258,6 +258,7 @@ impl WorkerContext {
                         let member = envelope.id.to_string();
                         IndexUpdate::Put { index: Index::Scheduled, at, member }
                     }));
+                    delayed.extend(eta.and_then(|_| envelope.place()));
                 }
                 Err(Unpublished::Never(error)) => {
                     let failure =
@@ -272,7 +273,26 @@ impl WorkerContext {
         {
             tracing::debug!(%error, "delayed tasks of a workflow are not listed as scheduled");
         }
+        self.revoke_delayed(&delayed).await?;
         Ok(unsent)
+    }
+
+    /// Revokes delayed tasks that were published just now, if their workflow was revoked: a revocation that looked for them
+    /// before their records were there has not found them, and they would learn of it only when they are due.
+    async fn revoke_delayed(&self, delayed: &[StepPlace]) -> Result<(), Unpublished> {
+        let roots: BTreeSet<&TaskId> = delayed.iter().map(StepPlace::root_id).collect();
+        for root in roots {
+            if !self.read_mark(root).await? {
+                continue;
+            }
+            let client = self.app.client();
+            for id in delayed.iter().filter(|place| place.root_id() == root).map(StepPlace::id) {
+                if let Err(error) = client.revoke(&id).await {
+                    tracing::warn!(%id, %error, "a delayed task of a revoked workflow ends when it is due; revoke it again");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes the message of a child, and the facts that its sender writes.

@@ -301,8 +301,9 @@ impl Client {
     /// Revokes a workflow: nothing of it starts any more, and what runs is asked to end. Returns the number of tasks that
     /// have ended by it, and the number of those that were asked.
     ///
-    /// Tasks that are not sent yet end in FAILURE/upstream when the tasks before them end. A backend that loses its data
-    /// forgets the revocation.
+    /// Tasks that are not sent yet end in FAILURE/upstream when the tasks before them end; that is soon, also if those are
+    /// delayed. A task that begins at the same moment is told to end at the next renewal of its worker's session. A backend
+    /// that loses its data forgets the revocation.
     ///
     /// # Errors
     /// [`ControlError`]. Asking again is fine.

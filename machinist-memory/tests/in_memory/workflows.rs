@@ -10,6 +10,8 @@ use std::{
 
 use machinist_core::{
     App, Arg, Revoked, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
+    backend::Commit,
+    id::{RecordId, RecordKind},
     record::{FailureKind, TaskState},
     workflow::{Outcome, Policy, StepPlan, Workflow, chain, chord, graph, group},
     workflow_status::WorkflowStatus,
@@ -29,6 +31,9 @@ const NOTE_ONE: TaskDef<i64, ()> = TaskDef::new("note");
 /// Fails for 0 when all others run, and else waits until it is cancelled.
 const WAITS: TaskDef<i64, i64> = TaskDef::new("waits");
 const SPAWN: TaskDef<i64, i64> = TaskDef::new("spawn");
+/// Marks its workflow as revoked, as a revocation does that finds no other task of it. It returns 0, and else waits until it is
+/// cancelled.
+const MARKS: TaskDef<i64, i64> = TaskDef::new("marks");
 const WAIT: Duration = Duration::from_secs(120);
 
 type Notes = Arc<Mutex<Vec<(String, Vec<serde_json::Value>)>>>;
@@ -57,6 +62,18 @@ async fn waits(n: i64, cx: TaskContext) -> Result<i64, TaskError> {
         // Paused time goes on when nothing else has to be done.
         tokio::time::sleep(Duration::from_secs(1)).await;
         return Err(TaskError::permanent("zero"));
+    }
+    cx.cancellation().cancelled().await;
+    Err(TaskError::permanent("cancelled"))
+}
+
+async fn marks(cx: TaskContext, State(app): State<App>, n: i64) -> Result<i64, TaskError> {
+    let root = cx.task_id().as_str().split('.').next().unwrap();
+    let mut mark = Commit::new(RecordId::new(RecordKind::Revocation, root));
+    mark.facts = vec![("rv".into(), "{}".into())];
+    app.backend().commit(vec![mark.into()]).await.pop().unwrap().unwrap();
+    if n == 0 {
+        return Ok(0);
     }
     cx.cancellation().cancelled().await;
     Err(TaskError::permanent("cancelled"))
@@ -101,6 +118,8 @@ impl Setting {
             .task(FLAKY, flaky)
             .task(SPAWN, spawn)
             .task(WAITS, waits)
+            .task(MARKS, marks)
+            .state(app.clone())
             .state(on.clone())
             .state(notes.clone());
         Self { worker: Running::start(builder), app, notes, on }
@@ -409,6 +428,31 @@ async fn what_follows_a_revoked_callback_does_not_wait_for_its_guard() {
     assert_eq!(client.revoke(&callback).await.unwrap(), Revoked::Ended);
     assert_eq!(last.wait_record(WAIT).await.unwrap().kind, Some(FailureKind::Upstream));
     client.revoke_workflow(&root).await.unwrap();
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_a_revocation_has_not_found_is_told_at_a_renewal() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let result = client.send(chain(MARKS.call(1)).then(INC.with(()))).await.unwrap();
+    let root = result.workflow_id().unwrap().clone();
+    assert_eq!(result.wait_record(WAIT).await.unwrap().kind, Some(FailureKind::Upstream));
+    assert_eq!(step(&setting.status(&root).await, "s0").kind, Some(FailureKind::Revoked));
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delayed_step_that_a_revocation_has_not_found_ends_at_once() {
+    let setting = Setting::new().await;
+    let later = INC.with(()).options(|later| later.countdown(Duration::from_secs(3600)));
+    let workflow = chain(MARKS.call(0)).then(later).then(INC.with(()));
+    let root = workflow.id().clone();
+    let result = setting.app.client().send(workflow).await.unwrap();
+    assert_eq!(result.wait_record(WAIT).await.unwrap().kind, Some(FailureKind::Upstream));
+    let status = setting.status(&root).await;
+    assert_eq!(step(&status, "s0").state, TaskState::Success);
+    assert_eq!(step(&status, "s1").kind, Some(FailureKind::Revoked));
     setting.worker.stop().await;
 }
 
