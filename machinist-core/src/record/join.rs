@@ -3,7 +3,7 @@
 //! A join is a record of write-once facts: one about the join, and one for each member that has ended. The number of facts
 //! tells a member whether it was the last, so joining costs the same for ten members and for ten thousand.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,14 @@ pub(crate) fn join(joining: &Joining, member: Bytes) -> Commit {
 pub(crate) fn extend_join(record: crate::id::RecordId) -> Commit {
     let mut commit = Commit::new(record);
     commit.expiry = Expiry::After(UNFINISHED_TTL);
+    commit
+}
+
+/// Creates the commit that lets a join be forgotten with the results, because the task that has waited for it has ended. A
+/// member that joins later leaves the expiry as it is.
+pub(crate) fn forget_join(record: crate::id::RecordId, kept_for: Duration) -> Commit {
+    let mut commit = Commit::new(record);
+    commit.expiry = Expiry::After(kept_for);
     commit
 }
 

@@ -55,8 +55,8 @@ pub use presence::{PresenceState, WorkerHealth};
 
 pub(crate) use claim::{Claim, ClaimStatus, RenewalAction, fencing_token};
 pub(crate) use continuation::{
-    Child, Joining, after_failure, after_success, continued_by, continued_by_record, join_record, joinings,
-    never_after, spawned_by,
+    Child, Joining, after_failure, after_success, awaited_join, continued_by, continued_by_record,
+    join_record, joinings, never_after, spawned_by,
 };
 pub(crate) use control::{
     Newest, Switch, control_record, keep_note, newest, note_record, set_switch, switches,
@@ -68,8 +68,8 @@ pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};
 pub(crate) use follow_up::{FollowUp, failure_of, recorded_follow_up};
 pub(crate) use join::{
-    EndedMember, JoinDecision, JoinedMember, decide_join, ended_members, extend_join, gathered_fact, join,
-    may_be_decided, upstream_error, waiting_callback,
+    EndedMember, JoinDecision, JoinedMember, decide_join, ended_members, extend_join, forget_join,
+    gathered_fact, join, may_be_decided, upstream_error, waiting_callback,
 };
 pub(crate) use overdue::{KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, waiting_attempt};
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};

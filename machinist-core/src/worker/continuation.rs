@@ -21,11 +21,11 @@ use crate::{
     delay::keep_for,
     event::{EventKind, EventTask},
     flow::{Flow, Policy, StepPlace},
-    id::{QueueName, TaskId, TaskName},
+    id::{QueueName, RecordId, TaskId, TaskName},
     record::{
         Child, DeadReason, End, EndVerdict, Facts, Failure, FailureKind, JoinedMember, Joining,
-        after_failure, after_success, failure_without_run, join, joinings, may_be_decided, name, never_after,
-        retention, spawned_by, unpark, upstream_error, waiting_callback,
+        after_failure, after_success, awaited_join, failure_without_run, forget_join, join, joinings,
+        may_be_decided, name, never_after, retention, spawned_by, unpark, upstream_error, waiting_callback,
     },
     security::encrypt_outcome,
     wire::{Body, Envelope, Pairs, message_to_fact},
@@ -76,9 +76,11 @@ impl WorkerContext {
         let spawned = spawned_by(id, spawned, place, flow.as_deref());
         let mut unsent = self.publish_children(envelope, spawned, at).await?;
         let mut woken = BTreeSet::new();
+        let awaited = place.zip(flow.as_deref()).and_then(|(place, flow)| awaited_join(place, flow));
         let (Some(place), Some(flow), None) = (place, flow, &recorded.end.continued_by) else {
             self.end_unsent(envelope, unsent, &mut woken).await?;
             self.release_callbacks(woken).await?;
+            self.forget_join(awaited).await?;
             return Ok(true);
         };
         let leads_on = recorded.end.spawns > 0 || !flow.then.is_empty() || flow.replaces.is_some();
@@ -104,6 +106,7 @@ impl WorkerContext {
         let own = Ended { place: place.clone(), flow: &flow, end: recorded.fact, failed };
         self.join(id, own, &mut woken).await?;
         self.release_callbacks(woken).await?;
+        self.forget_join(awaited).await?;
         Ok(leads_on)
     }
 
@@ -121,8 +124,10 @@ impl WorkerContext {
         let mut woken = BTreeSet::new();
         let joined = async {
             self.calls.can_sign().await?;
+            let awaited = awaited_join(&place, flow);
             self.join(&envelope.id, Ended { place, flow, end, failed: false }, &mut woken).await?;
-            self.release_callbacks(woken).await
+            self.release_callbacks(woken).await?;
+            self.forget_join(awaited).await
         };
         match joined.await {
             Ok(()) => {
@@ -131,6 +136,17 @@ impl WorkerContext {
                 Settlement::Ack
             }
             Err(unpublished) => self.settled_by::<()>(Err(unpublished)).await,
+        }
+    }
+
+    /// Lets the join that an ended task has waited for be forgotten with the results.
+    async fn forget_join(&self, awaited: Option<RecordId>) -> Result<(), Unpublished> {
+        let Some(join) = awaited else { return Ok(()) };
+        let kept_for = retention(self.app.0.results_ttl, None, self.now());
+        match self.calls.commit(forget_join(join, kept_for)).await {
+            // Another program wrote there: it stays as it is.
+            Ok(_) | Err(Unanswered::BadRecord) => Ok(()),
+            Err(unanswered) => Err(unanswered.into()),
         }
     }
 
@@ -414,6 +430,10 @@ impl WorkerContext {
             for answer in join_all(ends).await {
                 woken.extend(answer?);
             }
+        }
+        // When all have joined: a join is made by its first member. Should a step wait after all, its guard extends it again.
+        for (child, _) in &all {
+            self.forget_join(awaited_join(&child.place, &child.step.flow)).await?;
         }
         Ok(())
     }

@@ -103,7 +103,12 @@ struct Setting {
 
 impl Setting {
     async fn new() -> Self {
+        Self::keeping_results_for(Duration::from_secs(86_400)).await
+    }
+
+    async fn keeping_results_for(ttl: Duration) -> Self {
         let app = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()))
+            .results_ttl(ttl)
             .build()
             .await
             .unwrap();
@@ -632,5 +637,33 @@ async fn a_step_in_the_middle_of_a_member_is_revoked_too() {
     let (_, asked) = client.revoke_workflow(&root).await.unwrap();
     assert_eq!(asked, 2, "the steps that run are asked to end");
     last.wait_record(WAIT).await.unwrap();
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_is_forgotten_with_the_results() {
+    let kept_for = Duration::from_secs(3600);
+    let setting = Setting::keeping_results_for(kept_for).await;
+    let client = setting.app.client();
+    let succeeds = chord([1, 2].map(|n| INC.call(n)), SUM.with(()));
+    let leads_on = chord([1, 2].map(|n| INC.call(n)), SUM.with(())).then(INC.with(()));
+    let fails = chord([1, 2].map(|n| FLAKY.call(n)), SUM.with(()));
+    let never_begins = chord([1, 2].map(|n| INC.call(n)), SUM.with(())).countdown(kept_for);
+    for (workflow, revoked) in [(succeeds, false), (leads_on, false), (fails, false), (never_begins, true)] {
+        let root = workflow.id().clone();
+        let join = [RecordId::new(RecordKind::Join, &format!("{root}.s1"))];
+        let result = client.send(workflow).await.unwrap();
+        if revoked {
+            client.revoke_workflow(&root).await.unwrap();
+        }
+        result.wait_record(WAIT).await.unwrap();
+        let members = async || setting.app.backend().read(&join).await.unwrap()[0].iter().count();
+        until(async || members().await == 3).await;
+        // Until the follow-up of the callback is done.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(members().await, 3, "kept as long as the results");
+        tokio::time::sleep(kept_for).await;
+        assert_eq!(members().await, 0);
+    }
     setting.worker.stop().await;
 }
