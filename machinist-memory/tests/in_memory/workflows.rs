@@ -130,11 +130,12 @@ impl Setting {
         Self { worker: Running::start(builder), app, notes, on }
     }
 
-    /// Sends a workflow, and waits for the end of its last task.
+    /// Sends a workflow, and waits for its end.
     async fn ended(&self, workflow: Workflow) -> WorkflowStatus {
         let root = workflow.id().clone();
         let result = self.app.client().send(workflow).await.unwrap();
         result.wait_record(WAIT).await.unwrap();
+        until(async || self.status(&root).await.state.is_final()).await;
         self.status(&root).await
     }
 
@@ -252,6 +253,26 @@ async fn a_failed_step_ends_what_follows_it_and_calls_back_once() {
         setting.notes.lock().unwrap()[..],
         [(format!("{}.tell", status.root), vec!["broken".into(), 9.into()])]
     );
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workflow_has_failed_when_nothing_of_it_goes_on() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("many", call("waits", [])).each(each([1, 0])),
+        StepPlan::new("sum", call("sum", [])).after(["many"]),
+    ]);
+    let workflow = workflow.unwrap();
+    let root = workflow.id().clone();
+    client.send(workflow).await.unwrap().wait_record(WAIT).await.unwrap();
+    let status = setting.status(&root).await;
+    assert_eq!((step(&status, "sum").state, status.state), (TaskState::Failure, TaskState::Started));
+    assert!(client.retry_workflow(&root).await.is_err(), "its other member would run twice");
+    client.revoke(&format!("{root}.many.0").try_into().unwrap()).await.unwrap();
+    until(async || setting.status(&root).await.state == TaskState::Failure).await;
+    client.retry_workflow(&root).await.unwrap();
     setting.worker.stop().await;
 }
 
