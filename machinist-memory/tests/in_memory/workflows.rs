@@ -545,6 +545,33 @@ async fn callbacks_follow_success_and_failure() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_task_of_a_graph_has_its_own_error_callback() {
+    let setting = Setting::new().await;
+    let said = |text: &str| Signature::new("note").arg(text);
+    let workflow = graph(|graph| {
+        let good = graph.task(INC.call(1));
+        let bad = graph.task(FAIL.call(vec![]));
+        let many = graph.group([FLAKY.call(1), FLAKY.call(2)]);
+        graph.on_error(&good, said("good"));
+        graph.on_error(&bad, said("bad"));
+        graph.on_error(&many, said("many"));
+        let sum = graph.task(SUM.after(&many));
+        graph.on_error((&good, &sum), said("sum"));
+        let both = graph.task(ADD.after((&good, &bad)));
+        graph.task(ADD.after((&both, &sum)))
+    });
+    let root = workflow.id().clone();
+    setting.app.client().send(workflow).await.unwrap().wait_record(WAIT).await.unwrap();
+    until(async || setting.status(&root).await.state == TaskState::Failure).await;
+    until(async || setting.notes.lock().unwrap().len() == 2).await;
+    let mut notes: Vec<_> = setting.notes.lock().unwrap().iter().map(|(_, args)| args.clone()).collect();
+    notes.sort_by_key(|args| args[1].to_string());
+    let told = |error: &str, whom: &str| vec![serde_json::Value::from(error), whom.into()];
+    assert_eq!(notes, [told("broken", "bad"), told("off", "many")], "once each, and only what failed itself");
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_chain_fails_in_its_group_as_a_member_does() {
     let setting = Setting::new().await;
     let client = setting.app.client();
