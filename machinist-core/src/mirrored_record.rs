@@ -191,7 +191,7 @@ fn ended_member(id: &TaskId, record: &Record) -> Option<EndedMember> {
         }
         _ => return None,
     };
-    Some(EndedMember { id: id.clone(), verdict })
+    Some(EndedMember { id: id.clone(), verdict, trace: None })
 }
 
 #[cfg(test)]

@@ -42,6 +42,8 @@ pub(crate) struct JoinedMember {
 pub(crate) struct EndedMember {
     pub(crate) id: TaskId,
     pub(crate) verdict: EndVerdict,
+    /// Trace context of its run.
+    pub(crate) trace: Option<String>,
 }
 
 /// Decision about a step that waits for a join.
@@ -200,8 +202,8 @@ pub(crate) fn gathered_fact(args: &[Arg]) -> (FactName, Bytes) {
 impl EndedMember {
     /// Reads an end; `None` if it cannot be read.
     pub(crate) fn of(id: TaskId, end: &[u8]) -> Option<Self> {
-        let End { verdict, .. } = serde_json::from_slice(end).ok()?;
-        Some(Self { id, verdict })
+        let End { verdict, trace, .. } = serde_json::from_slice(end).ok()?;
+        Some(Self { id, verdict, trace })
     }
 
     /// Returns `true` if the member has failed.

@@ -87,8 +87,8 @@ pub(crate) use session::{
 pub(crate) use start::{StartDecision, StartRequest, decide_start};
 pub(crate) use turn::{end_turn, keep_turn, take_turn};
 pub(crate) use verdict::{
-    CommitRefusal, RunOutcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,
-    outcome_commit,
+    CommitRefusal, RunOutcome, Verdict, add_trace, decide, explain_refusal, failure_without_run,
+    follow_up_of, outcome_commit,
 };
 pub(crate) use worker_name::{
     answer_of, answer_order, claim_name, give_lasting_order, give_order, holder_of, keep_name, name_record,

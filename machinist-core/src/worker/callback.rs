@@ -29,6 +29,9 @@ use crate::{
 
 /// Number of records of members that are read at once.
 const PAGE_SIZE: usize = 500;
+/// Number of members to whose runs the run of the task that has waited is linked. A span has 128 links, and the first is to
+/// the sender.
+const MAX_LINKS: usize = 127;
 /// Number of missing members that an error names.
 const NAMED_MEMBERS: usize = 10;
 
@@ -66,11 +69,12 @@ impl WorkerContext {
         loop {
             let members = self.members(&awaited).await?;
             match decide_join(awaited.parts, &members) {
-                JoinDecision::Run(_) if flow.ignores_results => {
-                    return Ok(Some(Gathered { args: Vec::new(), fact: gathered_fact(&[]) }));
-                }
                 JoinDecision::Run(args) => {
-                    return self.within_bounds(envelope, args).await.map(Some);
+                    let args = if flow.ignores_results { Vec::new() } else { args };
+                    self.check_size(envelope, &args).await?;
+                    let links =
+                        members.into_values().filter_map(|member| member.trace).take(MAX_LINKS).collect();
+                    return Ok(Some(Gathered { fact: gathered_fact(&args), args, links }));
                 }
                 JoinDecision::Upstream(error) => {
                     let failure = Failure::new(FailureKind::Upstream, &*error);
@@ -201,8 +205,8 @@ impl WorkerContext {
         Ok(true)
     }
 
-    /// Returns what a join gives, unless it is too much.
-    async fn within_bounds(&self, envelope: &Envelope, args: Vec<Arg>) -> Result<Gathered, Settlement> {
+    /// Ends a task to which its join gives too much.
+    async fn check_size(&self, envelope: &Envelope, args: &[Arg]) -> Result<(), Settlement> {
         let max = self.app.0.max_sizes.gathered;
         let size: usize = args.iter().map(|arg| crate::record::json(arg).len()).sum();
         if size > max {
@@ -212,7 +216,7 @@ impl WorkerContext {
             );
             return Err(self.end_waiting(envelope, Failure::new(FailureKind::Malformed, &*error)).await);
         }
-        Ok(Gathered { fact: gathered_fact(&args), args })
+        Ok(())
     }
 
     /// Ends a task that waits, if its record does not say otherwise.

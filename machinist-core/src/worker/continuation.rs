@@ -74,7 +74,11 @@ impl WorkerContext {
         let at = recorded.end.at;
         let spawned = std::mem::take(&mut recorded.end.spawned);
         let spawned = spawned_by(id, spawned, place, flow.as_deref());
-        let mut unsent = self.publish_children(envelope, spawned, at).await?;
+        // The runs of what follows are children of the run that has ended.
+        let traced = recorded.end.trace.take();
+        let traced = traced.map(|trace| Envelope { traceparent: Some(trace), ..envelope.clone() });
+        let parent = traced.as_ref().unwrap_or(envelope);
+        let mut unsent = self.publish_children(parent, spawned, at).await?;
         let mut woken = BTreeSet::new();
         let awaited = place.zip(flow.as_deref()).and_then(|(place, flow)| awaited_join(place, flow));
         let (Some(place), Some(flow), None) = (place, flow, &recorded.end.continued_by) else {
@@ -87,13 +91,13 @@ impl WorkerContext {
         let failed = match &recorded.end.verdict {
             EndVerdict::Success { results } => {
                 let children = after_success(place, &flow, &results.0);
-                unsent.extend(self.publish_children(envelope, children, at).await?);
+                unsent.extend(self.publish_children(parent, children, at).await?);
                 false
             }
             EndVerdict::Failure(failure) => {
                 if calls_back(failure.kind) {
                     let children = after_failure(place, &flow, &failure.error.chain.join(": "));
-                    unsent.extend(self.publish_children(envelope, children, at).await?);
+                    unsent.extend(self.publish_children(parent, children, at).await?);
                 }
                 self.cancel_rest(place, &flow).await;
                 let upstream = Failure::new(FailureKind::Upstream, &*upstream_error(id, failure));
