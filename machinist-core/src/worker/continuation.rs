@@ -278,7 +278,8 @@ impl WorkerContext {
                         let member = envelope.id.to_string();
                         IndexUpdate::Put { index: Index::Scheduled, at, member }
                     }));
-                    delayed.extend(eta.and_then(|_| envelope.place()));
+                    let place = eta.and_then(|_| envelope.place());
+                    delayed.extend(place.map(|place| (place.root_id().clone(), envelope.id.clone())));
                 }
                 Err(Unpublished::Never(error)) => {
                     let failure =
@@ -298,16 +299,17 @@ impl WorkerContext {
     }
 
     /// Revokes delayed tasks that were published just now, if their workflow was revoked: a revocation that looked for them
-    /// before their records were there has not found them, and they would learn of it only when they are due.
-    async fn revoke_delayed(&self, delayed: &[StepPlace]) -> Result<(), Unpublished> {
-        let roots: BTreeSet<&TaskId> = delayed.iter().map(StepPlace::root_id).collect();
+    /// before their records were there has not found them, and they would learn of it only when they are due. Each has the
+    /// root of its workflow before it.
+    pub(super) async fn revoke_delayed(&self, delayed: &[(TaskId, TaskId)]) -> Result<(), Unpublished> {
+        let roots: BTreeSet<&TaskId> = delayed.iter().map(|(root, _)| root).collect();
         for root in roots {
             if !self.read_mark(root).await? {
                 continue;
             }
             let client = self.app.client();
-            for id in delayed.iter().filter(|place| place.root_id() == root).map(StepPlace::id) {
-                if let Err(error) = client.revoke(&id).await {
+            for (_, id) in delayed.iter().filter(|(of, _)| of == root) {
+                if let Err(error) = client.revoke(id).await {
                     tracing::warn!(%id, %error, "a delayed task of a revoked workflow ends when it is due; revoke it again");
                 }
             }

@@ -31,8 +31,8 @@ const NOTE_ONE: TaskDef<i64, ()> = TaskDef::new("note");
 /// Fails for 0 when all others run, and else waits until it is cancelled.
 const WAITS: TaskDef<i64, i64> = TaskDef::new("waits");
 const SPAWN: TaskDef<i64, i64> = TaskDef::new("spawn");
-/// Marks its workflow as revoked, as a revocation does that finds no other task of it. It returns 0, and else waits until it is
-/// cancelled.
+/// Marks its workflow as revoked, as a revocation does that finds no other task of it. It returns 0; for 1, it waits until it
+/// is cancelled; else it is to run again in this number of seconds.
 const MARKS: TaskDef<i64, i64> = TaskDef::new("marks");
 const WAIT: Duration = Duration::from_secs(120);
 
@@ -72,8 +72,10 @@ async fn marks(cx: TaskContext, State(app): State<App>, n: i64) -> Result<i64, T
     let mut mark = Commit::new(RecordId::new(RecordKind::Revocation, root));
     mark.facts = vec![("rv".into(), "{}".into())];
     app.backend().commit(vec![mark.into()]).await.pop().unwrap().unwrap();
-    if n == 0 {
-        return Ok(0);
+    match u64::try_from(n).unwrap() {
+        0 => return Ok(0),
+        1 => {}
+        seconds => return Err(TaskError::retry_in(Duration::from_secs(seconds))),
     }
     cx.cancellation().cancelled().await;
     Err(TaskError::permanent("cancelled"))
@@ -469,7 +471,7 @@ async fn a_run_that_a_revocation_has_not_found_is_told_at_a_renewal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delayed_step_that_a_revocation_has_not_found_ends_at_once() {
+async fn a_delayed_task_that_a_revocation_has_not_found_ends_at_once() {
     let setting = Setting::new().await;
     let later = INC.with(()).options(|later| later.countdown(Duration::from_secs(3600)));
     let workflow = chain(MARKS.call(0)).then(later).then(INC.with(()));
@@ -479,6 +481,12 @@ async fn a_delayed_step_that_a_revocation_has_not_found_ends_at_once() {
     let status = setting.status(&root).await;
     assert_eq!(step(&status, "s0").state, TaskState::Success);
     assert_eq!(step(&status, "s1").kind, Some(FailureKind::Revoked));
+
+    let workflow = chain(MARKS.call(3600)).then(INC.with(()));
+    let root = workflow.id().clone();
+    let result = setting.app.client().send(workflow).await.unwrap();
+    assert_eq!(result.wait_record(WAIT).await.unwrap().kind, Some(FailureKind::Upstream));
+    assert_eq!(step(&setting.status(&root).await, "s0").kind, Some(FailureKind::Revoked), "not run again");
     setting.worker.stop().await;
 }
 
