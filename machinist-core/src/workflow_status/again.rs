@@ -117,7 +117,11 @@ impl Client {
                     members.map(|index| end_of_member(&place.member(index), step)).collect()
                 }
             };
-            step.done = self.results_by_index(&ids).await?;
+            // What succeeded before this workflow repeated another stays done.
+            let before = std::mem::replace(&mut step.done, self.results_by_index(&ids).await?);
+            for (index, results) in before {
+                step.done.entry(index).or_insert(results);
+            }
         }
         Ok(())
     }

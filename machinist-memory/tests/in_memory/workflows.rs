@@ -31,6 +31,8 @@ const NOTE_ONE: TaskDef<i64, ()> = TaskDef::new("note");
 /// Fails for 0 when all others run, and else waits until it is cancelled.
 const WAITS: TaskDef<i64, i64> = TaskDef::new("waits");
 const SPAWN: TaskDef<i64, i64> = TaskDef::new("spawn");
+/// Notes its argument, and returns it.
+const SEEN: TaskDef<i64, i64> = TaskDef::new("seen");
 /// Marks its workflow as revoked, as a revocation does that finds no other task of it. It returns 0; for 1, it waits until it
 /// is cancelled; else it is to run again in this number of seconds.
 const MARKS: TaskDef<i64, i64> = TaskDef::new("marks");
@@ -95,6 +97,11 @@ async fn note(
     Ok(())
 }
 
+async fn seen(cx: TaskContext, State(notes): State<Notes>, n: i64) -> Result<i64, TaskError> {
+    notes.lock().unwrap().push((cx.task_id().to_string(), vec![n.into()]));
+    Ok(n)
+}
+
 struct Setting {
     app: App,
     notes: Notes,
@@ -126,6 +133,7 @@ impl Setting {
             .task(SPAWN, spawn)
             .task(WAITS, waits)
             .task(MARKS, marks)
+            .task(SEEN, seen)
             .state(app.clone())
             .state(on.clone())
             .state(notes.clone());
@@ -359,6 +367,30 @@ async fn a_failed_workflow_is_sent_again_and_runs_only_what_failed() {
     let ran = |step: &str| notes.iter().filter(|(id, _)| id.ends_with(step)).count();
     assert_eq!((ran(".seen"), ran(".all"), ran(".end")), (1, 1, 1), "what succeeded is not run again");
     assert_eq!(notes.iter().find(|(id, _)| id.ends_with(".end")).unwrap().1, [20, 2]);
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_succeeded_is_not_run_again_however_often_a_workflow_fails() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let workflow = graph(|graph| {
+        let many = graph.group([1, 2].map(|n| chain(INC.call(n)).then(SEEN.with(()))));
+        let sum = graph.task(SUM.after(&many));
+        let flaky = graph.task(FLAKY.call(3));
+        graph.task(ADD.after((&sum, &flaky)))
+    });
+    let mut root = workflow.id().clone();
+    client.send(workflow).await.unwrap();
+    for _ in 0..2 {
+        until(async || setting.status(&root).await.state == TaskState::Failure).await;
+        root = client.retry_workflow(&root).await.unwrap().workflow_id().unwrap().clone();
+    }
+    until(async || setting.status(&root).await.state == TaskState::Failure).await;
+    setting.on.store(true, Ordering::Relaxed);
+    let last = client.retry_workflow(&root).await.unwrap();
+    assert_eq!(last.wait_record(WAIT).await.unwrap().results.unwrap().0[0].value, 2 + 3 + 30);
+    assert_eq!(setting.notes.lock().unwrap().len(), 2, "once for each member");
     setting.worker.stop().await;
 }
 
