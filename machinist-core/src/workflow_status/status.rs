@@ -141,7 +141,10 @@ impl Client {
             }
             steps.push(KnownStep { status, internal: step.internal, under_way });
         }
-        let state = state(&record, &steps);
+        let mut state = state(&record, &steps);
+        if state == TaskState::Failure && self.has_unfinished_members(&place, &outline).await? {
+            state = TaskState::Started;
+        }
         let steps = steps.into_iter().filter(|step| !step.internal).map(|step| step.status).collect();
         Ok(Some(WorkflowStatus {
             root: root.clone(),
@@ -211,6 +214,21 @@ impl Client {
             })
         };
         Ok(ids.iter().map(place).collect())
+    }
+
+    /// Returns `true` if a member of several steps has begun and has not ended: of such members, the states of steps show the
+    /// last task alone.
+    async fn has_unfinished_members(&self, root: &StepPlace, outline: &Outline) -> Result<bool, ResultError> {
+        for step in outline.steps.iter().filter(|step| step.last.is_some()) {
+            for page in step.tasks(root).chunks(PAGE_SIZE) {
+                let names: Vec<RecordId> = page.iter().map(RecordId::from).collect();
+                let records = self.app.backend().read_each(&names).await?;
+                if records.iter().flatten().any(|facts| !facts.is_empty() && !facts.has(name::END)) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Returns the state of a step, and whether a task of it has a record and has not ended.

@@ -283,6 +283,15 @@ async fn a_workflow_has_failed_when_nothing_of_it_goes_on() {
     client.revoke(&format!("{root}.many.0").try_into().unwrap()).await.unwrap();
     until(async || setting.status(&root).await.state == TaskState::Failure).await;
     client.retry_workflow(&root).await.unwrap();
+
+    // Of a member of several steps, any of them may go on.
+    let members = [0, 1].map(|n| chain(WAITS.call(n)).then(INC.with(())));
+    let workflow = group(members).then(SUM.with(()));
+    let root = workflow.id().clone();
+    client.send(workflow).await.unwrap().wait_record(WAIT).await.unwrap();
+    assert_eq!(setting.status(&root).await.state, TaskState::Started);
+    client.revoke(&format!("{root}.s0.1").try_into().unwrap()).await.unwrap();
+    until(async || setting.status(&root).await.state == TaskState::Failure).await;
     setting.worker.stop().await;
 }
 
