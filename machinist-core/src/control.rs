@@ -17,8 +17,8 @@ use crate::{
     mirror::SentTask,
     record::{
         DeadReason, Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState,
-        UNFINISHED_TTL, WaitingAttempt, continued_by_record, decide_revoke, failure_of, fold, name,
-        next_attempt, retention, waiting_attempt, wake_session,
+        UNFINISHED_TTL, WaitingAttempt, continued_by_record, decide_revoke, failure_of, fold, late_message,
+        name, next_attempt, retention, waiting_attempt, wake_session,
     },
     result::AsyncResult,
     security::open,
@@ -102,7 +102,8 @@ impl Client {
     /// Revokes a task: it does not start, or it is asked to end.
     ///
     /// One that nobody runs ends at once, delayed ones and those that wait for a retry too; the message that is on its
-    /// way finds it ended. One that runs gets its cancellation token fired, and is cut off if it has not ended five
+    /// way finds it ended. If a delayed one belongs to a workflow, its message is sent again at once, so that the workflow
+    /// goes on. One that runs gets its cancellation token fired, and is cut off if it has not ended five
     /// seconds later. Revoking twice is fine.
     ///
     /// # Errors
@@ -136,7 +137,11 @@ impl Client {
         loop {
             let (commit, running) = match decide_revoke(id, &facts, manner, app.clock.now(), app.results_ttl)
             {
-                RevokeDecision::Ended(_) if ended_as_revoked(id, &facts) => return Ok(Revoked::Ended),
+                RevokeDecision::Ended(_) if ended_as_revoked(id, &facts) => {
+                    // Whoever revoked it may have died before this.
+                    self.hurry_late_message(id, &facts).await;
+                    return Ok(Revoked::Ended);
+                }
                 RevokeDecision::Ended(state) => {
                     return match continued_by_record(&facts) {
                         Some(last) => Box::pin(self.revoke_replacement(&last)).await,
@@ -151,7 +156,11 @@ impl Client {
                 Committed::Done { .. } => {
                     self.emit_revoked(id, &facts, running.is_some(), stopwatch.lap());
                     self.after_revoking(id, running.as_ref()).await;
-                    return Ok(if running.is_some() { Revoked::Asked } else { Revoked::Ended });
+                    if running.is_some() {
+                        return Ok(Revoked::Asked);
+                    }
+                    self.hurry_late_message(id, &facts).await;
+                    return Ok(Revoked::Ended);
                 }
             }
         }
@@ -189,6 +198,34 @@ impl Client {
         if let Err(error) = done {
             tracing::debug!(%error, "a revocation takes its time");
         }
+    }
+
+    /// Lets a worker follow up a task of a workflow that a revocation has ended, though its message is delayed: another copy
+    /// is sent at once. Without it, what follows the task would end when the delayed message comes, perhaps after days.
+    async fn hurry_late_message(&self, id: &TaskId, facts: &Facts) {
+        let Some((kept, generation)) = late_message(facts) else { return };
+        if let Err(error) = self.send_late_message(id, facts, kept, generation).await {
+            tracing::warn!(%id, %error, "what follows a revoked task ends when its delayed message comes; revoke it again");
+        }
+    }
+
+    async fn send_late_message(
+        &self,
+        id: &TaskId,
+        facts: &Facts,
+        kept: &str,
+        generation: u32,
+    ) -> Result<(), ControlError> {
+        // As of its sending: it was fresh then.
+        let sent = facts.read(name::SENT).unwrap_or_else(|| self.app.clock().now());
+        let envelope = self.kept_envelope(id, facts, kept, sent)?;
+        if !envelope.pairs.are_of_workflow() {
+            return Ok(());
+        }
+        let copy = Envelope { generation, ..envelope }.at_once();
+        let target = Target::Queue(self.app.0.rules.queue_of(&copy));
+        let publish = Publish { target, message: self.message(&copy)?, delay: Duration::ZERO };
+        self.publish_one(publish).await.map_err(|source| SendError::Publish { id: id.clone(), source }.into())
     }
 
     /// Lists scheduled tasks, the earliest due first, at most `limit`. Tasks that were

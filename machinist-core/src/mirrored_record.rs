@@ -191,7 +191,7 @@ fn ended_member(id: &TaskId, record: &Record) -> Option<EndedMember> {
         }
         _ => return None,
     };
-    Some(EndedMember { id: id.clone(), verdict })
+    Some(EndedMember { id: id.clone(), verdict, trace: None })
 }
 
 #[cfg(test)]
@@ -258,6 +258,7 @@ mod tests {
         let part = |step: &str, members| JoinPart {
             step: step.to_owned(),
             members,
+            between: Vec::new(),
             last: None,
             policy: Policy::Fail,
             sources: Vec::new(),
@@ -279,6 +280,7 @@ mod tests {
         let part = |step: &str, members| JoinPart {
             step: step.to_owned(),
             members,
+            between: Vec::new(),
             last: None,
             policy: Policy::Fail,
             sources: Vec::new(),

@@ -22,7 +22,7 @@ impl TraceContext {
     /// The context of whatever happens here and now.
     pub(crate) fn current() -> Self {
         #[cfg(feature = "otel")]
-        if let Some(context) = otel::current() {
+        if let Some(context) = Self::of(&tracing::Span::current()) {
             return context;
         }
         CURRENT.try_with(Self::child).unwrap_or_else(|_| Self::fresh())
@@ -39,6 +39,27 @@ impl TraceContext {
         otel::adopt(self, span);
         #[cfg(not(feature = "otel"))]
         let _ = span;
+    }
+
+    /// The context of a span; `None` where nobody records spans.
+    #[cfg(feature = "otel")]
+    pub(crate) fn of(span: &tracing::Span) -> Option<Self> {
+        otel::of(span)
+    }
+
+    #[cfg(not(feature = "otel"))]
+    pub(crate) fn of(_span: &tracing::Span) -> Option<Self> {
+        None
+    }
+
+    /// Links a span to those with these contexts.
+    pub(crate) fn link(span: &tracing::Span, parents: &[String]) {
+        for parent in parents {
+            #[cfg(feature = "otel")]
+            otel::link(&Self { parent: parent.clone(), state: None }, span);
+            #[cfg(not(feature = "otel"))]
+            let _ = (parent, span);
+        }
     }
 
     fn fresh() -> Self {
@@ -87,8 +108,8 @@ mod otel {
 
     use super::TraceContext;
 
-    pub(super) fn current() -> Option<TraceContext> {
-        let context = tracing::Span::current().context();
+    pub(super) fn of(span: &tracing::Span) -> Option<TraceContext> {
+        let context = span.context();
         let context = context.span().span_context().clone();
         context.is_valid().then(|| TraceContext {
             parent: format!(
@@ -107,6 +128,12 @@ mod otel {
             // same to those who read it as messaging, where a message may have several causes.
             span.add_link(remote.clone());
             let _ = span.set_parent(Context::new().with_remote_span_context(remote));
+        }
+    }
+
+    pub(super) fn link(to: &TraceContext, span: &tracing::Span) {
+        if let Some(remote) = parse(to) {
+            span.add_link(remote);
         }
     }
 

@@ -62,15 +62,28 @@ pub(super) async fn run(
                     return Err(error.into());
                 }
             }
-            show_outcome(&client, &root, json).await?
+            show_outcome(&client, &root, deadline, json).await?
         }
     };
     app.broker().close().await;
     Ok(code)
 }
 
-async fn show_outcome(client: &machinist::Client, root: &TaskId, json: bool) -> Result<Code, CliError> {
-    let status = workflow::read(client, root).await?;
+async fn show_outcome(
+    client: &machinist::Client,
+    root: &TaskId,
+    deadline: Instant,
+    json: bool,
+) -> Result<Code, CliError> {
+    let status = loop {
+        let status = workflow::read(client, root).await?;
+        // The last step ends at the first failure, and others go on.
+        let left = deadline.saturating_duration_since(Instant::now());
+        if status.state.is_final() || left.is_zero() {
+            break status;
+        }
+        tokio::time::sleep(workflow::WATCH_INTERVAL.min(left)).await;
+    };
     let last = WorkflowView::last_results(client, &status).await?;
     let view = WorkflowView::new(&status, last.clone());
     if json {

@@ -16,8 +16,8 @@ use crate::{
     workflow_view::{WorkflowText, member_cells, step_page},
 };
 
-/// Interval at which `--watch` reads the records of a workflow.
-const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// Interval at which the records of a workflow are read by those who wait for its end.
+pub(super) const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// Columns of the tree.
 const TREE: [&str; 6] = ["step", "task", "state", "started", "duration", "note"];
 

@@ -120,6 +120,44 @@ fn one_trace_over_two_processes_and_a_retry() {
 }
 
 #[test]
+fn a_workflow_is_one_trace_in_which_each_run_follows_the_one_before() {
+    let collector = Collector::start();
+    let mut folder = Folder::with(
+        "[tasks.one]\ncommand = [\"echo\", \"1\"]\n[tasks.all]\ncommand = [\"cat\"]\n[tasks.last]\ncommand = [\"cat\"]\n",
+    );
+    folder.set("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url);
+    let flow = "\
+[steps.many]
+task = \"one\"
+each = [[1], [2]]
+[steps.all]
+task = \"all\"
+after = [\"many\"]
+[steps.last]
+task = \"last\"
+after = [\"all\"]
+";
+    folder.write("flow.toml", flow);
+    let worker = folder.worker(&[]);
+    let done = folder.outcome(&["--flow", "flow.toml"]);
+    assert_eq!(done["state"], "SUCCESS", "{done}");
+    worker.stop().ended(0);
+    let runs = |task: &str, count: usize| {
+        eventually(task, || {
+            let runs = collector.named(&format!("process {task}"));
+            (runs.len() == count).then_some(runs)
+        })
+    };
+    let (root, members) = (runs("machinist.workflow", 1).remove(0), runs("one", 2));
+    let (all, last) = (runs("all", 1).remove(0), runs("last", 1).remove(0));
+    assert!(members.iter().chain([&all, &last]).all(|run| run.trace_id == root.trace_id));
+    assert!(members.iter().all(|member| member.parent_span_id == root.span_id), "{members:?}");
+    let is_linked = |member: &Span| all.links.iter().any(|link| link.span_id == member.span_id);
+    assert!(members.iter().all(is_linked), "{all:?}");
+    assert_eq!((&all.parent_span_id, &last.parent_span_id), (&root.span_id, &all.span_id));
+}
+
+#[test]
 fn a_collector_that_is_away_disturbs_nobody() {
     let mut folder = Folder::new();
     folder.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");

@@ -57,6 +57,11 @@ pub(crate) fn join_record(waiting: &StepPlace) -> RecordId {
     RecordId::new(RecordKind::Join, waiting.id().as_str())
 }
 
+/// Returns the record of the join that a task has waited for; `None` if it has not waited.
+pub(crate) fn awaited_join(place: &StepPlace, flow: &Flow) -> Option<RecordId> {
+    (!flow.awaits.is_empty()).then(|| join_record(place))
+}
+
 /// Returns the tasks that follow a success with these results, in the order in which they are published.
 pub(crate) fn after_success(place: &StepPlace, flow: &Flow, results: &[Arg]) -> Vec<Child> {
     let steps = flow.then.iter().filter_map(|name| flow.step(name));

@@ -342,6 +342,9 @@ pub(crate) struct End {
     /// Task whose end counts in the place of this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) continued_by: Option<TaskId>,
+    /// Trace context of its run, for the runs of what follows it in a workflow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) trace: Option<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
@@ -360,6 +363,7 @@ impl End {
             spawns: 0,
             spawned: Vec::new(),
             continued_by: None,
+            trace: None,
         }
     }
 }
@@ -483,7 +487,11 @@ pub(crate) fn success(origin: &RunOrigin, at: Timestamp, results: &EncodedResult
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{flow::Step, record::continued_by};
+    use crate::{
+        backend::Commit,
+        flow::Step,
+        record::{add_trace, continued_by},
+    };
 
     #[test]
     fn names_are_parsed_as_they_were_formatted() {
@@ -517,6 +525,7 @@ mod tests {
             spawns: 0,
             spawned: Vec::new(),
             continued_by: None,
+            trace: None,
         };
         let text = json(&end);
         assert_eq!(
@@ -526,6 +535,20 @@ mod tests {
         assert_eq!(serde_json::from_slice::<End>(&text).unwrap(), end);
         let without_run = End { origin: None, ..end };
         assert_eq!(serde_json::from_slice::<End>(&json(&without_run)).unwrap(), without_run);
+    }
+
+    #[test]
+    fn the_trace_of_a_run_is_added_to_its_end_alone() {
+        let verdict = EndVerdict::Success { results: Results::default() };
+        let end = End::without_run(Timestamp::from_micros(5), verdict);
+        let mut commit = Commit::new(TaskId::parse("t").unwrap());
+        commit.facts.push((name::retried(1), "{}".into()));
+        add_trace(&mut commit, "00-a-b-01");
+        assert_eq!(commit.facts, [(name::retried(1), "{}".into())]);
+        commit.facts.push((name::END.into(), json(&end)));
+        add_trace(&mut commit, "00-a-b-01");
+        let traced: End = serde_json::from_slice(&commit.facts[1].1).unwrap();
+        assert_eq!(traced, End { trace: Some("00-a-b-01".to_owned()), ..end });
     }
 
     #[test]
@@ -558,6 +581,7 @@ mod tests {
                     spawns: spawned.len(),
                     spawned: spawned.clone(),
                     continued_by: continued_by.clone(),
+                    trace: None,
                 };
                 let encoded = EncodedResults { spawned, continued_by, ..EncodedResults::of(&results) };
                 assert_eq!(success(&origin, at, &encoded, log), json(&end));

@@ -3,7 +3,7 @@
 //! A join is a record of write-once facts: one about the join, and one for each member that has ended. The number of facts
 //! tells a member whether it was the last, so joining costs the same for ten members and for ten thousand.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,8 @@ pub(crate) struct JoinedMember {
 pub(crate) struct EndedMember {
     pub(crate) id: TaskId,
     pub(crate) verdict: EndVerdict,
+    /// Trace context of its run.
+    pub(crate) trace: Option<String>,
 }
 
 /// Decision about a step that waits for a join.
@@ -79,6 +81,14 @@ pub(crate) fn join(joining: &Joining, member: Bytes) -> Commit {
 pub(crate) fn extend_join(record: crate::id::RecordId) -> Commit {
     let mut commit = Commit::new(record);
     commit.expiry = Expiry::After(UNFINISHED_TTL);
+    commit
+}
+
+/// Creates the commit that lets a join be forgotten with the results, because the task that has waited for it has ended. A
+/// member that joins later leaves the expiry as it is.
+pub(crate) fn forget_join(record: crate::id::RecordId, kept_for: Duration) -> Commit {
+    let mut commit = Commit::new(record);
+    commit.expiry = Expiry::After(kept_for);
     commit
 }
 
@@ -192,8 +202,8 @@ pub(crate) fn gathered_fact(args: &[Arg]) -> (FactName, Bytes) {
 impl EndedMember {
     /// Reads an end; `None` if it cannot be read.
     pub(crate) fn of(id: TaskId, end: &[u8]) -> Option<Self> {
-        let End { verdict, .. } = serde_json::from_slice(end).ok()?;
-        Some(Self { id, verdict })
+        let End { verdict, trace, .. } = serde_json::from_slice(end).ok()?;
+        Some(Self { id, verdict, trace })
     }
 
     /// Returns `true` if the member has failed.

@@ -55,8 +55,8 @@ pub use presence::{PresenceState, WorkerHealth};
 
 pub(crate) use claim::{Claim, ClaimStatus, RenewalAction, fencing_token};
 pub(crate) use continuation::{
-    Child, Joining, after_failure, after_success, continued_by, continued_by_record, join_record, joinings,
-    never_after, spawned_by,
+    Child, Joining, after_failure, after_success, awaited_join, continued_by, continued_by_record,
+    join_record, joinings, never_after, spawned_by,
 };
 pub(crate) use control::{
     Newest, Switch, control_record, keep_note, newest, note_record, set_switch, switches,
@@ -68,8 +68,8 @@ pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};
 pub(crate) use follow_up::{FollowUp, failure_of, recorded_follow_up};
 pub(crate) use join::{
-    EndedMember, JoinDecision, JoinedMember, decide_join, ended_members, extend_join, gathered_fact, join,
-    may_be_decided, upstream_error, waiting_callback,
+    EndedMember, JoinDecision, JoinedMember, decide_join, ended_members, extend_join, forget_join,
+    gathered_fact, join, may_be_decided, upstream_error, waiting_callback,
 };
 pub(crate) use overdue::{KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, waiting_attempt};
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
@@ -78,7 +78,8 @@ pub(crate) use presence::{OrderAnswer, WorkCounts, memory_to_show};
 pub(crate) use progress::{add_progress, progress_commit};
 pub(crate) use retention::{MAX_DELAY, UNFINISHED_TTL, retention};
 pub(crate) use revoke::{
-    NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt, revoke_root, revoked_root,
+    NextAttempt, RevokeDecision, RevokeMode, decide_revoke, late_message, next_attempt, revoke_root,
+    revoked_root,
 };
 pub(crate) use session::{
     close_session, is_alive, open_session, rename_session, renew_session, wake_session,
@@ -86,8 +87,8 @@ pub(crate) use session::{
 pub(crate) use start::{StartDecision, StartRequest, decide_start};
 pub(crate) use turn::{end_turn, keep_turn, take_turn};
 pub(crate) use verdict::{
-    CommitRefusal, RunOutcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,
-    outcome_commit,
+    CommitRefusal, RunOutcome, Verdict, add_trace, decide, explain_refusal, failure_without_run,
+    follow_up_of, outcome_commit,
 };
 pub(crate) use worker_name::{
     answer_of, answer_order, claim_name, give_lasting_order, give_order, holder_of, keep_name, name_record,

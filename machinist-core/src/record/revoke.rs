@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::{
-    facts::{ErrorText, Facts, Failure, Retried, Revocation, Start, json, name},
+    facts::{End, ErrorText, Facts, Failure, Retried, Revocation, Start, json, name},
     fold::{Attempts, TaskState},
     kind::FailureKind,
     retention::{UNFINISHED_TTL, retention},
@@ -86,6 +86,19 @@ pub(crate) fn decide_revoke(
             RevokeDecision::AskRun(commit, start.session)
         }
     }
+}
+
+/// Returns the fact with the message of a task that was ended without a run, and the newest generation of its copies, if the
+/// record keeps the message: the copy in the broker may come late, because the task is delayed, waits for others or is parked.
+/// What follows the task in a workflow waits for a copy. `None` too if somebody has run the task, or has followed it up.
+pub(crate) fn late_message(facts: &Facts) -> Option<(&'static str, u32)> {
+    let ran = facts.read::<End>(name::END).is_some_and(|end| end.origin.is_some());
+    if ran || facts.has(name::FOLLOWED) {
+        return None;
+    }
+    let kept = [name::MESSAGE, name::PARKED_MESSAGE].into_iter().find(|fact| facts.has(fact))?;
+    let attempts = Attempts::of(facts);
+    Some((kept, attempts.newest_guard(attempts.newest().max(1))))
 }
 
 /// Returns the record of the mark that a workflow was revoked. It holds nothing else: every start of a task of the workflow
@@ -228,6 +241,31 @@ mod tests {
             outcome_commit(&claim, &done, String::new(), NOW, TTL).apply(&mut facts),
             "the effect did happen"
         );
+    }
+
+    #[test]
+    fn the_message_of_a_task_that_waits_comes_late_until_somebody_has_followed_it_up() {
+        let mut facts = Facts::new();
+        assert_eq!(late_message(&facts), None, "its only copy is in its queue");
+        facts.put(name::PARKED_MESSAGE, "{}");
+        facts.put(name::guard(1, 3), "1");
+        assert_eq!(late_message(&facts), Some((name::PARKED_MESSAGE, 3)));
+        facts.put(name::MESSAGE, "{}");
+        revoke_now(&mut facts);
+        assert_eq!(late_message(&facts), Some((name::MESSAGE, 3)), "whoever asks again sends it again");
+        facts.put(name::FOLLOWED, "1");
+        assert_eq!(late_message(&facts), None);
+    }
+
+    #[test]
+    fn the_message_of_a_run_that_was_revoked_is_held_by_its_worker() {
+        let mut facts = Facts::new();
+        facts.put(name::MESSAGE, "{}");
+        let (start, claim) = request(1).first(NOW);
+        start.apply(&mut facts);
+        let revoked = Verdict::Failure { kind: FailureKind::Revoked, error: ErrorText::from("revoked") };
+        assert!(outcome_commit(&claim, &revoked, String::new(), NOW, TTL).apply(&mut facts));
+        assert_eq!(late_message(&facts), None);
     }
 
     #[test]

@@ -185,12 +185,24 @@ pub(crate) fn outcome_commit(
                     spawns: 0,
                     spawned: Vec::new(),
                     continued_by: None,
+                    trace: None,
                 }),
             )
         }
     };
     commit.facts.push((fact, value));
     commit
+}
+
+/// Adds the trace context of the run to the end in a commit, if the commit ends the task: what follows it in a workflow
+/// continues the trace there.
+pub(crate) fn add_trace(commit: &mut Commit, trace: &str) {
+    let end = commit.facts.iter_mut().find(|(fact, _)| fact == name::END);
+    if let Some((_, end)) = end
+        && let Some(object) = end.strip_suffix(b"}")
+    {
+        *end = [object, b",\"trace\":", &json(trace), b"}"].concat().into();
+    }
 }
 
 /// Drops the contents of old attempts, so that a task that is postponed a thousand times stays small. The names of

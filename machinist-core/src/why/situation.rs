@@ -67,7 +67,7 @@ pub(super) struct WorkflowPart {
     pub(super) missing: Vec<String>,
     /// `true` while not all first steps are certainly sent.
     pub(super) incomplete: bool,
-    /// `true` if all its last steps have ended.
+    /// `true` if the workflow has ended.
     pub(super) ended: bool,
 }
 

@@ -29,6 +29,9 @@ use crate::{
 
 /// Number of records of members that are read at once.
 const PAGE_SIZE: usize = 500;
+/// Number of members to whose runs the run of the task that has waited is linked. A span has 128 links, and the first is to
+/// the sender.
+const MAX_LINKS: usize = 127;
 /// Number of missing members that an error names.
 const NAMED_MEMBERS: usize = 10;
 
@@ -66,11 +69,12 @@ impl WorkerContext {
         loop {
             let members = self.members(&awaited).await?;
             match decide_join(awaited.parts, &members) {
-                JoinDecision::Run(_) if flow.ignores_results => {
-                    return Ok(Some(Gathered { args: Vec::new(), fact: gathered_fact(&[]) }));
-                }
                 JoinDecision::Run(args) => {
-                    return self.within_bounds(envelope, args).await.map(Some);
+                    let args = if flow.ignores_results { Vec::new() } else { args };
+                    self.check_size(envelope, &args).await?;
+                    let links =
+                        members.into_values().filter_map(|member| member.trace).take(MAX_LINKS).collect();
+                    return Ok(Some(Gathered { fact: gathered_fact(&args), args, links }));
                 }
                 JoinDecision::Upstream(error) => {
                     let failure = Failure::new(FailureKind::Upstream, &*error);
@@ -201,8 +205,8 @@ impl WorkerContext {
         Ok(true)
     }
 
-    /// Returns what a join gives, unless it is too much.
-    async fn within_bounds(&self, envelope: &Envelope, args: Vec<Arg>) -> Result<Gathered, Settlement> {
+    /// Ends a task to which its join gives too much.
+    async fn check_size(&self, envelope: &Envelope, args: &[Arg]) -> Result<(), Settlement> {
         let max = self.app.0.max_sizes.gathered;
         let size: usize = args.iter().map(|arg| crate::record::json(arg).len()).sum();
         if size > max {
@@ -212,7 +216,7 @@ impl WorkerContext {
             );
             return Err(self.end_waiting(envelope, Failure::new(FailureKind::Malformed, &*error)).await);
         }
-        Ok(Gathered { fact: gathered_fact(&args), args })
+        Ok(())
     }
 
     /// Ends a task that waits, if its record does not say otherwise.
@@ -276,29 +280,32 @@ impl WorkerContext {
 }
 
 impl WorkerContext {
-    /// Returns `true` if the workflow of a task was revoked, or one in which it replaces a task.
-    pub(super) async fn is_workflow_revoked(
-        &self,
-        envelope: &Envelope,
-        place: &StepPlace,
-    ) -> Result<bool, Unanswered> {
-        if self.is_root_revoked(place.root_id()).await? {
-            return Ok(true);
-        }
+    /// Returns the roots of the workflows whose revocation revokes a task: its own, and those in which it replaces a task.
+    pub(super) fn revocable_roots(&self, envelope: &Envelope, place: &StepPlace) -> Vec<TaskId> {
+        let mut roots = vec![place.root_id().clone()];
         // What begins later in a workflow that replaces a task is found by the revocation itself.
         let flow = place.is_root().then(|| self.app.decode(envelope).ok()?.flow).flatten();
-        for replaced in flow.iter().flat_map(|flow| flow.replaced()) {
-            if self.is_root_revoked(replaced.root()).await? {
+        roots.extend(flow.iter().flat_map(|flow| flow.replaced()).map(|replaced| replaced.root().clone()));
+        roots
+    }
+
+    /// Returns `true` if one of these workflows was revoked, as far as this worker knows: for a moment, it believes an
+    /// earlier answer.
+    pub(super) async fn is_any_revoked(&self, roots: &[TaskId]) -> Result<bool, Unanswered> {
+        for root in roots {
+            let revoked = match self.revoked_roots.known(root) {
+                Some(revoked) => revoked,
+                None => self.read_mark(root).await?,
+            };
+            if revoked {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    async fn is_root_revoked(&self, root: &TaskId) -> Result<bool, Unanswered> {
-        if let Some(revoked) = self.revoked_roots.known(root) {
-            return Ok(revoked);
-        }
+    /// Reads the mark of a workflow: `true` if it was revoked.
+    pub(super) async fn read_mark(&self, root: &TaskId) -> Result<bool, Unanswered> {
         let revoked = match self.calls.read_record(&revoked_root(root)).await {
             Ok(facts) => facts.has(name::REVOKED),
             // Somebody wrote there: nobody has revoked the workflow.

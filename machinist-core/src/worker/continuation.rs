@@ -21,11 +21,11 @@ use crate::{
     delay::keep_for,
     event::{EventKind, EventTask},
     flow::{Flow, Policy, StepPlace},
-    id::{QueueName, TaskName},
+    id::{QueueName, RecordId, TaskId, TaskName},
     record::{
         Child, DeadReason, End, EndVerdict, Facts, Failure, FailureKind, JoinedMember, Joining,
-        after_failure, after_success, failure_without_run, join, joinings, may_be_decided, name, never_after,
-        retention, spawned_by, unpark, upstream_error, waiting_callback,
+        after_failure, after_success, awaited_join, failure_without_run, forget_join, join, joinings,
+        may_be_decided, name, never_after, retention, spawned_by, unpark, upstream_error, waiting_callback,
     },
     security::encrypt_outcome,
     wire::{Body, Envelope, Pairs, message_to_fact},
@@ -74,24 +74,30 @@ impl WorkerContext {
         let at = recorded.end.at;
         let spawned = std::mem::take(&mut recorded.end.spawned);
         let spawned = spawned_by(id, spawned, place, flow.as_deref());
-        let mut unsent = self.publish_children(envelope, spawned, at).await?;
+        // The runs of what follows are children of the run that has ended.
+        let traced = recorded.end.trace.take();
+        let traced = traced.map(|trace| Envelope { traceparent: Some(trace), ..envelope.clone() });
+        let parent = traced.as_ref().unwrap_or(envelope);
+        let mut unsent = self.publish_children(parent, spawned, at).await?;
         let mut woken = BTreeSet::new();
+        let awaited = place.zip(flow.as_deref()).and_then(|(place, flow)| awaited_join(place, flow));
         let (Some(place), Some(flow), None) = (place, flow, &recorded.end.continued_by) else {
             self.end_unsent(envelope, unsent, &mut woken).await?;
             self.release_callbacks(woken).await?;
+            self.forget_join(awaited).await?;
             return Ok(true);
         };
         let leads_on = recorded.end.spawns > 0 || !flow.then.is_empty() || flow.replaces.is_some();
         let failed = match &recorded.end.verdict {
             EndVerdict::Success { results } => {
                 let children = after_success(place, &flow, &results.0);
-                unsent.extend(self.publish_children(envelope, children, at).await?);
+                unsent.extend(self.publish_children(parent, children, at).await?);
                 false
             }
             EndVerdict::Failure(failure) => {
                 if calls_back(failure.kind) {
                     let children = after_failure(place, &flow, &failure.error.chain.join(": "));
-                    unsent.extend(self.publish_children(envelope, children, at).await?);
+                    unsent.extend(self.publish_children(parent, children, at).await?);
                 }
                 self.cancel_rest(place, &flow).await;
                 let upstream = Failure::new(FailureKind::Upstream, &*upstream_error(id, failure));
@@ -104,6 +110,7 @@ impl WorkerContext {
         let own = Ended { place: place.clone(), flow: &flow, end: recorded.fact, failed };
         self.join(id, own, &mut woken).await?;
         self.release_callbacks(woken).await?;
+        self.forget_join(awaited).await?;
         Ok(leads_on)
     }
 
@@ -121,8 +128,10 @@ impl WorkerContext {
         let mut woken = BTreeSet::new();
         let joined = async {
             self.calls.can_sign().await?;
+            let awaited = awaited_join(&place, flow);
             self.join(&envelope.id, Ended { place, flow, end, failed: false }, &mut woken).await?;
-            self.release_callbacks(woken).await
+            self.release_callbacks(woken).await?;
+            self.forget_join(awaited).await
         };
         match joined.await {
             Ok(()) => {
@@ -131,6 +140,17 @@ impl WorkerContext {
                 Settlement::Ack
             }
             Err(unpublished) => self.settled_by::<()>(Err(unpublished)).await,
+        }
+    }
+
+    /// Lets the join that an ended task has waited for be forgotten with the results.
+    async fn forget_join(&self, awaited: Option<RecordId>) -> Result<(), Unpublished> {
+        let Some(join) = awaited else { return Ok(()) };
+        let kept_for = retention(self.app.0.results_ttl, None, self.now());
+        match self.calls.commit(forget_join(join, kept_for)).await {
+            // Another program wrote there: it stays as it is.
+            Ok(_) | Err(Unanswered::BadRecord) => Ok(()),
+            Err(unanswered) => Err(unanswered.into()),
         }
     }
 
@@ -241,7 +261,7 @@ impl WorkerContext {
         }
         let confirm_wait = stopwatch.lap();
         let mut unsent = Vec::new();
-        let mut scheduled = Vec::new();
+        let (mut scheduled, mut delayed) = (Vec::new(), Vec::new());
         let mut published = published.into_iter();
         for (child, Prepared { envelope, publish, .. }) in window {
             let answer = match published.next() {
@@ -258,6 +278,8 @@ impl WorkerContext {
                         let member = envelope.id.to_string();
                         IndexUpdate::Put { index: Index::Scheduled, at, member }
                     }));
+                    let place = eta.and_then(|_| envelope.place());
+                    delayed.extend(place.map(|place| (place.root_id().clone(), envelope.id.clone())));
                 }
                 Err(Unpublished::Never(error)) => {
                     let failure =
@@ -272,7 +294,27 @@ impl WorkerContext {
         {
             tracing::debug!(%error, "delayed tasks of a workflow are not listed as scheduled");
         }
+        self.revoke_delayed(&delayed).await?;
         Ok(unsent)
+    }
+
+    /// Revokes delayed tasks that were published just now, if their workflow was revoked: a revocation that looked for them
+    /// before their records were there has not found them, and they would learn of it only when they are due. Each has the
+    /// root of its workflow before it.
+    pub(super) async fn revoke_delayed(&self, delayed: &[(TaskId, TaskId)]) -> Result<(), Unpublished> {
+        let roots: BTreeSet<&TaskId> = delayed.iter().map(|(root, _)| root).collect();
+        for root in roots {
+            if !self.read_mark(root).await? {
+                continue;
+            }
+            let client = self.app.client();
+            for (_, id) in delayed.iter().filter(|(of, _)| of == root) {
+                if let Err(error) = client.revoke(id).await {
+                    tracing::warn!(%id, %error, "a delayed task of a revoked workflow ends when it is due; revoke it again");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes the message of a child, and the facts that its sender writes.
@@ -394,6 +436,10 @@ impl WorkerContext {
             for answer in join_all(ends).await {
                 woken.extend(answer?);
             }
+        }
+        // When all have joined: a join is made by its first member. Should a step wait after all, its guard extends it again.
+        for (child, _) in &all {
+            self.forget_join(awaited_join(&child.place, &child.step.flow)).await?;
         }
         Ok(())
     }

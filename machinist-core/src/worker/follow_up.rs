@@ -14,7 +14,7 @@ use crate::{
     delay::keep_for,
     event::{EventKind, EventTask},
     id::TaskId,
-    record::{Counters, DeadReason, ErrorText, Facts, Failure, FailureKind, FollowUp},
+    record::{Counters, DeadReason, ErrorText, Facts, Failure, FailureKind, FollowUp, KEPT_FROM},
     wire::{Envelope, dead_id},
     worker::server_calls::{Unanswered, Unpublished},
 };
@@ -122,7 +122,14 @@ impl WorkerContext {
         let next = envelope.next_attempt(due, counters, token);
         let delay = keep_for(due.since(self.now()), self.app.broker().as_ref());
         let published = self.publish_later(&next, delay);
-        tokio::join!(published, self.list_as_scheduled(envelope.id.clone(), due)).0
+        tokio::join!(published, self.list_as_scheduled(envelope.id.clone(), due)).0?;
+        match envelope.place().filter(|_| delay >= KEPT_FROM) {
+            Some(place) => {
+                let next = [(place.root_id().clone(), envelope.id.clone())];
+                Box::pin(self.revoke_delayed(&next)).await
+            }
+            None => Ok(()),
+        }
     }
 
     /// Lists a task that waits for its next run as scheduled. Best effort: the task runs in any case.

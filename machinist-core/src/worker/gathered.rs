@@ -11,4 +11,6 @@ pub(super) struct Gathered {
     pub(super) args: Vec<Arg>,
     /// Fact that every start of the task has in common.
     pub(super) fact: (FactName, Bytes),
+    /// Trace contexts of the members' runs, to which the run is linked.
+    pub(super) links: Vec<String>,
 }

@@ -15,10 +15,11 @@ use crate::{
     mirror::PassingState,
     record::{
         Claim, CommitRefusal, ErrorText, Facts, Failure, FailureKind, KEPT_FROM, TaskState, UNFINISHED_TTL,
-        Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name, outcome_commit,
-        recorded_follow_up, retention,
+        Verdict, add_progress, add_trace, explain_refusal, failure_without_run, follow_up_of, name,
+        outcome_commit, recorded_follow_up, retention,
     },
     security::encrypt_outcome,
+    trace::TraceContext,
     wire::Envelope,
     worker::{SETTLE_TIMEOUT, session::RegisteredRun},
 };
@@ -52,11 +53,18 @@ impl WorkerContext {
         }
         // Needed to let a workflow go on, and to show the outcome to another program.
         let is_mirrored = self.app.0.rules.mirror(&active.envelope.queue).is_some();
-        let is_read = is_mirrored || active.envelope.pairs.are_of_workflow();
+        let of_workflow = active.envelope.pairs.are_of_workflow();
+        let is_read = is_mirrored || of_workflow;
+        let leads_on =
+            of_workflow || matches!(&verdict, Verdict::Success(results) if !results.spawned.is_empty());
+        let trace = leads_on.then(|| TraceContext::of(run.span)).flatten();
         let mut end = None;
         loop {
             let mut commit = outcome_commit(&claim, &verdict, log.clone(), now, self.retention(due, now));
             self.add_progress_and_message(&mut commit, &verdict, &active.envelope, cx, due);
+            if let Some(trace) = &trace {
+                add_trace(&mut commit, &trace.parent);
+            }
             // Encrypted first: the signature covers what is stored.
             let commit =
                 if let Some(key) = &active.outcome_key { encrypt_outcome(commit, key) } else { commit };

@@ -1,7 +1,7 @@
 //! Workflows that were revoked, as far as this worker knows.
 //!
 //! Every start of a task of a workflow asks. The answer is kept for a moment, so that a group of ten thousand members does
-//! not read the same mark ten thousand times. A run that slips through is told by the revocation of the task that runs.
+//! not read the same mark ten thousand times. A run that slips through is told at the next renewal of the session.
 
 use std::{
     collections::HashMap,

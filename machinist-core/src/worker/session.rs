@@ -36,7 +36,7 @@ use crate::{
     record::{
         Claim, ClaimStatus, Facts, RenewalAction, WorkerHealth, claim_name, close_session, control_record,
         holder_of, is_alive, keep_name, memory_to_show, name, name_record, numbered_name, open_session,
-        rename_session, renew_session,
+        rename_session, renew_session, revoked_root,
     },
 };
 
@@ -64,6 +64,8 @@ pub(super) enum CancelReason {
 #[derive(Debug)]
 struct ActiveRun {
     id: TaskId,
+    /// Roots of the workflows whose revocation revokes the task.
+    roots: Vec<TaskId>,
     cancel: CancellationToken,
     /// Fires after `cancel`, when the run is not given any time to end by itself. Made when somebody asks for it: few runs
     /// wait for it.
@@ -570,11 +572,12 @@ impl Sessions {
         Ok(())
     }
 
-    /// Registers a run, before its start is requested.
-    pub(super) fn register(self: &Arc<Self>, id: &TaskId) -> RegisteredRun {
+    /// Registers a run, before its start is requested. `roots` are those of the workflows whose revocation revokes the task.
+    pub(super) fn register(self: &Arc<Self>, id: &TaskId, roots: &[TaskId]) -> RegisteredRun {
         let run = RunId::fresh();
         let active = Arc::new(ActiveRun {
             id: id.clone(),
+            roots: roots.to_vec(),
             cancel: CancellationToken::new(),
             cut_off: OnceLock::new(),
             state: Mutex::default(),
@@ -668,7 +671,9 @@ impl Sessions {
         // Its failure does not keep the worker from looking after what runs.
         let handed_back = self.flush_hand_backs().await;
         let runs = self.runs();
-        let tasks = runs.iter().map(|(_, claim)| RecordId::from(&claim.id));
+        let roots = self.roots();
+        let tasks =
+            runs.iter().map(|(_, claim)| RecordId::from(&claim.id)).chain(roots.iter().map(revoked_root));
         let ids: Vec<_> = tasks.chain([name_record(&self.held_name()), control_record()]).collect();
         let (renewed, mut records) = self.renew_and_read(&ids).await?;
         // Read after the orders: a worker that answers an order knows what was disabled before it.
@@ -676,10 +681,12 @@ impl Sessions {
         if let [.., name, _] = &*ids {
             self.apply_orders(name, records.pop());
         }
+        let marks = records.split_off(runs.len().min(records.len()));
         let alive = match renewed {
             Ok(alive) => alive,
             Err(error) => {
                 self.cancel_lost_runs(&runs, &records);
+                self.cancel_revoked_workflows(&roots, &marks);
                 return Err(error);
             }
         };
@@ -711,7 +718,37 @@ impl Sessions {
                 _ => {}
             }
         }
+        self.cancel_revoked_workflows(&roots, &marks);
         handed_back
+    }
+
+    /// Returns the roots of the workflows whose revocation revokes a run in this process.
+    fn roots(&self) -> BTreeSet<TaskId> {
+        let state = self.state();
+        let counting = state.runs.values().filter(|run| run.has_claim());
+        counting.flat_map(|run| &run.roots).cloned().collect()
+    }
+
+    /// Cancels the runs whose workflows were revoked: a revocation that looked for them before their records were there has
+    /// told nobody. `marks` are the records of the marks of these roots.
+    fn cancel_revoked_workflows(&self, roots: &BTreeSet<TaskId>, marks: &[Result<Facts, BackendError>]) {
+        // A mark that cannot be read was written by somebody else.
+        let is_set =
+            |mark: &Result<Facts, BackendError>| mark.as_ref().is_ok_and(|facts| facts.has(name::REVOKED));
+        let revoked: Vec<&TaskId> =
+            roots.iter().zip(marks).filter(|(_, mark)| is_set(mark)).map(|(root, _)| root).collect();
+        if revoked.is_empty() {
+            return;
+        }
+        let told: Vec<RunId> = {
+            let state = self.state();
+            let is_told =
+                |run: &ActiveRun| run.has_claim() && run.roots.iter().any(|root| revoked.contains(&root));
+            state.runs.iter().filter(|(_, run)| is_told(run)).map(|(id, _)| id.clone()).collect()
+        };
+        for run in told {
+            self.cancel(&run, CancelReason::Revoked);
+        }
     }
 
     /// Cancels the runs that another worker has taken over, or that were revoked, when the backend answers reads and

@@ -5,6 +5,7 @@ use crate::{
     broker::{Receipt, Settle, Settled},
     event::{EventKind, EventTask},
     flow::Flow,
+    id::TaskId,
     sign::Key,
     wire::{Envelope, MessageSignature},
 };
@@ -47,6 +48,8 @@ pub(super) struct ActiveDelivery {
     pub(super) gathered: Option<Gathered>,
     /// Its place in what follows it, as its message says; `None` until its body is decoded.
     pub(super) flow: Option<Box<Flow>>,
+    /// Roots of the workflows whose revocation revokes the task.
+    pub(super) roots: Vec<TaskId>,
     /// `true` if its record keeps its arguments for people.
     pub(super) keeps_args: bool,
     /// `true` after its run was cut off without an outcome.

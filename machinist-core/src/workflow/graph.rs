@@ -74,6 +74,27 @@ impl Graph {
         self.newest()
     }
 
+    /// Sends a task when one of these has failed for good: with the error's text before its own arguments, and once. Of a
+    /// group, when a member has. [`Workflow::on_error`] is for all tasks of the graph.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{Signature, TaskDef, workflow::graph};
+    ///
+    /// const LOAD: TaskDef<String, Vec<i64>> = TaskDef::new("load");
+    /// const STORE: TaskDef<Vec<i64>, ()> = TaskDef::new("store");
+    ///
+    /// let stored = graph(|graph| {
+    ///     let loaded = graph.task(LOAD.call("a"));
+    ///     graph.on_error(&loaded, Signature::new("page").arg("somebody"));
+    ///     graph.task(STORE.after(&loaded))
+    /// });
+    /// ```
+    #[allow(clippy::needless_pass_by_value, reason = "one handle or a tuple of them is written as it is")]
+    pub fn on_error<H: Handles, T>(&mut self, tasks: H, callback: Signature<T>) {
+        self.workflow.catch(callback, &tasks.names());
+    }
+
     fn add<R>(&mut self, step: impl FnOnce(String) -> StepPlan) -> Handle<R> {
         self.workflow.push(step);
         self.newest()

@@ -330,13 +330,20 @@ impl<R> Workflow<R> {
     /// Sends a task when one of the tasks so far has failed for good: with the error's text before its own arguments, and
     /// once.
     pub fn on_error<T>(mut self, callback: Signature<T>) -> Self {
+        let all =
+            self.steps.iter().filter(|step| !step.catches).map(|step| step.name.clone()).collect::<Vec<_>>();
+        self.catch(callback, &all);
+        self
+    }
+
+    /// Adds an error callback of the steps with these names.
+    pub(super) fn catch<T>(&mut self, callback: Signature<T>, of: &[String]) {
         let (name, tails) = (self.fresh_name(), self.tails.clone());
-        for step in self.steps.iter_mut().filter(|step| !step.catches) {
+        for step in self.steps.iter_mut().filter(|step| of.contains(&step.name)) {
             step.on_error.push(name.clone());
         }
         self.push(|name| StepPlan { catches: true, ..StepPlan::new(name, callback) });
         self.tails = tails;
-        self
     }
 
     /// Adds another workflow that runs beside this one. The results of both are those of the whole.

@@ -81,7 +81,7 @@ impl Client {
         let facts = self.read(root).await?;
         let status = self.workflow(root).await.map_err(|error| unusable(root, error))?;
         if status.is_none_or(|status| status.state != TaskState::Failure) {
-            let why = "only a workflow in FAILURE can be sent again";
+            let why = "only a workflow in FAILURE can be sent again: a last step has failed, and nothing else goes on";
             return Err(self.wrong_state(root, &facts, why));
         }
         let sent = facts.read(name::SENT).unwrap_or_else(|| self.app.clock().now());
@@ -117,7 +117,11 @@ impl Client {
                     members.map(|index| end_of_member(&place.member(index), step)).collect()
                 }
             };
-            step.done = self.results_by_index(&ids).await?;
+            // What succeeded before this workflow repeated another stays done.
+            let before = std::mem::replace(&mut step.done, self.results_by_index(&ids).await?);
+            for (index, results) in before {
+                step.done.entry(index).or_insert(results);
+            }
         }
         Ok(())
     }

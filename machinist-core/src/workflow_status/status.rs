@@ -32,8 +32,8 @@ pub struct WorkflowStatus {
     pub root: TaskId,
     /// Its name, for people.
     pub name: Option<String>,
-    /// SUCCESS if its last steps have succeeded; FAILURE if one of them has failed; PENDING before it has begun; STARTED
-    /// otherwise.
+    /// SUCCESS if its last steps have succeeded; FAILURE if one of them has failed and nothing of it is known to wait or run
+    /// any more, except error callbacks; PENDING before it has begun; STARTED otherwise.
     pub state: TaskState,
     /// `true` while not all of its first steps are certainly sent.
     pub incomplete: bool,
@@ -107,6 +107,15 @@ pub struct StepStatus {
     pub is_last: bool,
 }
 
+/// A step with what only the state of the whole depends on.
+struct KnownStep {
+    status: StepStatus,
+    /// `true` if machinist has added it.
+    internal: bool,
+    /// `true` if a task of it has a record and has not ended.
+    under_way: bool,
+}
+
 impl Client {
     /// Returns the state of a workflow; `None` if the id is that of a task and not of a workflow's root.
     ///
@@ -124,16 +133,19 @@ impl Client {
         let mut steps = Vec::with_capacity(outline.steps.len());
         let mut progress = WorkflowProgress::default();
         for step in &outline.steps {
-            let status = self.step_status(&place, step).await?;
+            let (status, under_way) = self.step_status(&place, step).await?;
             if !step.internal && !step.catches {
                 progress.total += status.members.map_or(1, |members| members.total);
                 let ended = u32::from(status.state.is_final());
                 progress.done += status.members.map_or(ended, |members| members.done);
             }
-            steps.push((step.internal, status));
+            steps.push(KnownStep { status, internal: step.internal, under_way });
         }
-        let state = state(&record, &steps);
-        let steps = steps.into_iter().filter(|(internal, _)| !internal).map(|(_, step)| step).collect();
+        let mut state = state(&record, &steps);
+        if state == TaskState::Failure && self.has_unfinished_members(&place, &outline).await? {
+            state = TaskState::Started;
+        }
+        let steps = steps.into_iter().filter(|step| !step.internal).map(|step| step.status).collect();
         Ok(Some(WorkflowStatus {
             root: root.clone(),
             name: outline.name,
@@ -204,7 +216,27 @@ impl Client {
         Ok(ids.iter().map(place).collect())
     }
 
-    async fn step_status(&self, root: &StepPlace, step: &OutlineStep) -> Result<StepStatus, ResultError> {
+    /// Returns `true` if a member of several steps has begun and has not ended: of such members, the states of steps show the
+    /// last task alone.
+    async fn has_unfinished_members(&self, root: &StepPlace, outline: &Outline) -> Result<bool, ResultError> {
+        for step in outline.steps.iter().filter(|step| step.last.is_some()) {
+            for page in step.tasks(root).chunks(PAGE_SIZE) {
+                let names: Vec<RecordId> = page.iter().map(RecordId::from).collect();
+                let records = self.app.backend().read_each(&names).await?;
+                if records.iter().flatten().any(|facts| !facts.is_empty() && !facts.has(name::END)) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Returns the state of a step, and whether a task of it has a record and has not ended.
+    async fn step_status(
+        &self,
+        root: &StepPlace,
+        step: &OutlineStep,
+    ) -> Result<(StepStatus, bool), ResultError> {
         let place = root.step(&step.name);
         let mut status = StepStatus {
             name: step.name.clone(),
@@ -221,9 +253,11 @@ impl Client {
             is_error_callback: step.catches,
             is_last: step.is_last,
         };
+        let mut under_way = false;
         let Some(total) = step.members else {
             let id = status.id.clone();
             if let Some(record) = self.result(id).counting_record().await? {
+                under_way = !record.state.is_final();
                 status.state = record.state;
                 status.kind = record.kind;
                 status.started_at = record.started_at;
@@ -231,7 +265,7 @@ impl Client {
                 status.error = record.error.map(|error| error.message().to_owned());
                 status.results = record.results;
             }
-            return Ok(status);
+            return Ok((status, under_way));
         };
         let mut counts = MemberCounts { total, ..MemberCounts::default() };
         let mut begun = false;
@@ -241,6 +275,7 @@ impl Client {
             for (_, record) in self.member_records(root, step, members).await? {
                 let Some(record) = record else { continue };
                 begun |= record.state != TaskState::Pending;
+                under_way |= !record.state.is_final();
                 counts.done += u32::from(record.state.is_final());
                 status.started_at = status.started_at.into_iter().chain(record.started_at).min();
                 status.ended_at = status.ended_at.max(record.ended_at);
@@ -260,7 +295,7 @@ impl Client {
         };
         status.ended_at = status.ended_at.filter(|_| counts.done == total);
         status.members = Some(counts);
-        Ok(status)
+        Ok((status, under_way))
     }
 
     /// Reads the records of the last tasks of members.
@@ -301,8 +336,9 @@ impl Client {
     /// Revokes a workflow: nothing of it starts any more, and what runs is asked to end. Returns the number of tasks that
     /// have ended by it, and the number of those that were asked.
     ///
-    /// Tasks that are not sent yet end in FAILURE/upstream when the tasks before them end. A backend that loses its data
-    /// forgets the revocation.
+    /// Tasks that are not sent yet end in FAILURE/upstream when the tasks before them end; that is soon, also if those are
+    /// delayed. A task that begins at the same moment is told to end at the next renewal of its worker's session. A backend
+    /// that loses its data forgets the revocation.
     ///
     /// # Errors
     /// [`ControlError`]. Asking again is fine.
@@ -316,16 +352,7 @@ impl Client {
         self.mark_revoked(root).await?;
         let place = StepPlace::root(root.clone());
         let mut ids = vec![root.clone()];
-        for step in &outline.steps {
-            let place = place.step(&step.name);
-            match step.members {
-                None => ids.push(place.id()),
-                Some(total) => ids.extend((0..total).map(|index| place.member(index).id())),
-            }
-            if let (Some(total), Some(last)) = (step.members, &step.last) {
-                ids.extend((0..total).map(|index| place.member(index).step(last).id()));
-            }
-        }
+        ids.extend(outline.steps.iter().flat_map(|step| step.tasks(&place)));
         let (mut ended, mut asked) = (0, 0);
         for window in ids.chunks(CONCURRENT_REVOCATIONS) {
             for revoked in join_all(window.iter().map(|id| self.revoke(id))).await {
@@ -373,15 +400,65 @@ fn possible_roots(id: &TaskId) -> impl Iterator<Item = TaskId> {
     std::iter::once(id.clone()).chain(shorter)
 }
 
-/// Returns the state of a workflow with these steps, each with whether machinist has added it.
-fn state(root: &Record, steps: &[(bool, StepStatus)]) -> TaskState {
-    let mut last = steps.iter().filter(|(_, step)| step.is_last).map(|(_, step)| step.state);
-    if last.clone().any(|state| state == TaskState::Failure) {
-        return TaskState::Failure;
-    }
-    if last.all(|state| state == TaskState::Success) {
+/// Returns the state of a workflow with these steps.
+fn state(root: &Record, steps: &[KnownStep]) -> TaskState {
+    let mut last = steps.iter().map(|step| &step.status).filter(|step| step.is_last).map(|step| step.state);
+    if last.clone().all(|state| state == TaskState::Success) {
         return TaskState::Success;
     }
-    let begun = root.state.is_final() || steps.iter().any(|(_, step)| step.state != TaskState::Pending);
+    // A failure is certain as soon as a last step has failed. But others go on, and would run twice if it were sent again.
+    let goes_on = steps.iter().any(|step| step.under_way && !step.status.is_error_callback);
+    if last.any(|state| state == TaskState::Failure) && !goes_on {
+        return TaskState::Failure;
+    }
+    let begun = root.state.is_final() || steps.iter().any(|step| step.status.state != TaskState::Pending);
     if begun { TaskState::Started } else { root.state }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(state: TaskState, is_last: bool, under_way: bool) -> KnownStep {
+        let id: TaskId = "R.s".try_into().unwrap();
+        let status = StepStatus {
+            name: "s".to_owned(),
+            id,
+            task: "add".to_owned(),
+            after: Vec::new(),
+            state,
+            kind: None,
+            error: None,
+            started_at: None,
+            ended_at: None,
+            results: None,
+            members: None,
+            is_error_callback: false,
+            is_last,
+        };
+        KnownStep { status, internal: false, under_way }
+    }
+
+    #[test]
+    fn a_workflow_fails_when_nothing_goes_on() {
+        use TaskState::{Failure, Pending, Retry, Started, Success};
+        let root = Record::of("R".try_into().unwrap(), Success);
+        let of = |steps: &[KnownStep]| state(&root, steps);
+        assert_eq!(
+            of(&[step(Failure, false, false), step(Success, true, false)]),
+            Success,
+            "it was tolerated"
+        );
+        assert_eq!(of(&[step(Failure, true, false), step(Success, true, false)]), Failure);
+        // It never runs, or its record is forgotten.
+        assert_eq!(of(&[step(Failure, true, false), step(Pending, true, false)]), Failure);
+        for other in [Pending, Started, Retry] {
+            assert_eq!(of(&[step(Failure, true, false), step(other, false, true)]), Started, "{other}");
+        }
+        let mut callback = step(Started, false, true);
+        callback.status.is_error_callback = true;
+        assert_eq!(of(&[step(Failure, true, false), callback]), Failure);
+        let root = Record::of("R".try_into().unwrap(), Pending);
+        assert_eq!(state(&root, &[step(Pending, true, false)]), Pending);
+    }
 }

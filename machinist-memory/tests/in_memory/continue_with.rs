@@ -107,11 +107,12 @@ impl Setting {
         self.app.client().workflow(root).await.unwrap().expect("a workflow")
     }
 
-    /// Sends a workflow, and waits for the end of its last task.
+    /// Sends a workflow, and waits for its end.
     async fn ended(&self, workflow: Workflow) -> WorkflowStatus {
         let root = workflow.id().clone();
         let result = self.app.client().send(workflow).await.unwrap();
         result.wait_record(WAIT).await.unwrap();
+        until(async || self.status(&root).await.state.is_final()).await;
         self.status(&root).await
     }
 

@@ -9,7 +9,9 @@ use std::{
 };
 
 use machinist_core::{
-    App, Arg, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
+    App, Arg, Revoked, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
+    backend::Commit,
+    id::{RecordId, RecordKind},
     record::{FailureKind, TaskState},
     workflow::{Outcome, Policy, StepPlan, Workflow, chain, chord, graph, group},
     workflow_status::WorkflowStatus,
@@ -26,9 +28,14 @@ const NOTE: TaskDef<machinist_core::Rest<serde_json::Value>, ()> = TaskDef::new(
 const FLAKY: TaskDef<i64, i64> = TaskDef::new("flaky");
 /// The same task, as a caller may know it.
 const NOTE_ONE: TaskDef<i64, ()> = TaskDef::new("note");
-/// Fails for 0, and else waits until it is cancelled.
+/// Fails for 0 when all others run, and else waits until it is cancelled.
 const WAITS: TaskDef<i64, i64> = TaskDef::new("waits");
 const SPAWN: TaskDef<i64, i64> = TaskDef::new("spawn");
+/// Notes its argument, and returns it.
+const SEEN: TaskDef<i64, i64> = TaskDef::new("seen");
+/// Marks its workflow as revoked, as a revocation does that finds no other task of it. It returns 0; for 1, it waits until it
+/// is cancelled; else it is to run again in this number of seconds.
+const MARKS: TaskDef<i64, i64> = TaskDef::new("marks");
 const WAIT: Duration = Duration::from_secs(120);
 
 type Notes = Arc<Mutex<Vec<(String, Vec<serde_json::Value>)>>>;
@@ -54,7 +61,23 @@ async fn spawn(n: i64, cx: TaskContext) -> Result<i64, TaskError> {
 
 async fn waits(n: i64, cx: TaskContext) -> Result<i64, TaskError> {
     if n == 0 {
+        // Paused time goes on when nothing else has to be done.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         return Err(TaskError::permanent("zero"));
+    }
+    cx.cancellation().cancelled().await;
+    Err(TaskError::permanent("cancelled"))
+}
+
+async fn marks(cx: TaskContext, State(app): State<App>, n: i64) -> Result<i64, TaskError> {
+    let root = cx.task_id().as_str().split('.').next().unwrap();
+    let mut mark = Commit::new(RecordId::new(RecordKind::Revocation, root));
+    mark.facts = vec![("rv".into(), "{}".into())];
+    app.backend().commit(vec![mark.into()]).await.pop().unwrap().unwrap();
+    match u64::try_from(n).unwrap() {
+        0 => return Ok(0),
+        1 => {}
+        seconds => return Err(TaskError::retry_in(Duration::from_secs(seconds))),
     }
     cx.cancellation().cancelled().await;
     Err(TaskError::permanent("cancelled"))
@@ -74,6 +97,11 @@ async fn note(
     Ok(())
 }
 
+async fn seen(cx: TaskContext, State(notes): State<Notes>, n: i64) -> Result<i64, TaskError> {
+    notes.lock().unwrap().push((cx.task_id().to_string(), vec![n.into()]));
+    Ok(n)
+}
+
 struct Setting {
     app: App,
     notes: Notes,
@@ -84,7 +112,12 @@ struct Setting {
 
 impl Setting {
     async fn new() -> Self {
+        Self::keeping_results_for(Duration::from_secs(86_400)).await
+    }
+
+    async fn keeping_results_for(ttl: Duration) -> Self {
         let app = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()))
+            .results_ttl(ttl)
             .build()
             .await
             .unwrap();
@@ -99,16 +132,20 @@ impl Setting {
             .task(FLAKY, flaky)
             .task(SPAWN, spawn)
             .task(WAITS, waits)
+            .task(MARKS, marks)
+            .task(SEEN, seen)
+            .state(app.clone())
             .state(on.clone())
             .state(notes.clone());
         Self { worker: Running::start(builder), app, notes, on }
     }
 
-    /// Sends a workflow, and waits for the end of its last task.
+    /// Sends a workflow, and waits for its end.
     async fn ended(&self, workflow: Workflow) -> WorkflowStatus {
         let root = workflow.id().clone();
         let result = self.app.client().send(workflow).await.unwrap();
         result.wait_record(WAIT).await.unwrap();
+        until(async || self.status(&root).await.state.is_final()).await;
         self.status(&root).await
     }
 
@@ -230,6 +267,35 @@ async fn a_failed_step_ends_what_follows_it_and_calls_back_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_workflow_has_failed_when_nothing_of_it_goes_on() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("many", call("waits", [])).each(each([1, 0])),
+        StepPlan::new("sum", call("sum", [])).after(["many"]),
+    ]);
+    let workflow = workflow.unwrap();
+    let root = workflow.id().clone();
+    client.send(workflow).await.unwrap().wait_record(WAIT).await.unwrap();
+    let status = setting.status(&root).await;
+    assert_eq!((step(&status, "sum").state, status.state), (TaskState::Failure, TaskState::Started));
+    assert!(client.retry_workflow(&root).await.is_err(), "its other member would run twice");
+    client.revoke(&format!("{root}.many.0").try_into().unwrap()).await.unwrap();
+    until(async || setting.status(&root).await.state == TaskState::Failure).await;
+    client.retry_workflow(&root).await.unwrap();
+
+    // Of a member of several steps, any of them may go on.
+    let members = [0, 1].map(|n| chain(WAITS.call(n)).then(INC.with(())));
+    let workflow = group(members).then(SUM.with(()));
+    let root = workflow.id().clone();
+    client.send(workflow).await.unwrap().wait_record(WAIT).await.unwrap();
+    assert_eq!(setting.status(&root).await.state, TaskState::Started);
+    client.revoke(&format!("{root}.s0.1").try_into().unwrap()).await.unwrap();
+    until(async || setting.status(&root).await.state == TaskState::Failure).await;
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn policies_say_what_a_failed_member_means() {
     let setting = Setting::new().await;
     let members = |policy| {
@@ -314,6 +380,30 @@ async fn a_failed_workflow_is_sent_again_and_runs_only_what_failed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_has_succeeded_is_not_run_again_however_often_a_workflow_fails() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let workflow = graph(|graph| {
+        let many = graph.group([1, 2].map(|n| chain(INC.call(n)).then(SEEN.with(()))));
+        let sum = graph.task(SUM.after(&many));
+        let flaky = graph.task(FLAKY.call(3));
+        graph.task(ADD.after((&sum, &flaky)))
+    });
+    let mut root = workflow.id().clone();
+    client.send(workflow).await.unwrap();
+    for _ in 0..2 {
+        until(async || setting.status(&root).await.state == TaskState::Failure).await;
+        root = client.retry_workflow(&root).await.unwrap().workflow_id().unwrap().clone();
+    }
+    until(async || setting.status(&root).await.state == TaskState::Failure).await;
+    setting.on.store(true, Ordering::Relaxed);
+    let last = client.retry_workflow(&root).await.unwrap();
+    assert_eq!(last.wait_record(WAIT).await.unwrap().results.unwrap().0[0].value, 2 + 3 + 30);
+    assert_eq!(setting.notes.lock().unwrap().len(), 2, "once for each member");
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_chain_that_is_sent_again_goes_on_after_what_succeeded() {
     let setting = Setting::new().await;
     let workflow = Workflow::of_steps(vec![
@@ -371,10 +461,73 @@ async fn a_revoked_workflow_starts_nothing_more() {
     let result = client.send(workflow).await.unwrap();
     until(async || setting.status(&root).await.steps[0].state == TaskState::Success).await;
     client.revoke_workflow(&root).await.unwrap();
-    let last = result.wait_record(2 * Duration::from_secs(3600)).await.unwrap();
-    assert_eq!(last.kind, Some(FailureKind::Upstream));
+    let last = result.wait_record(WAIT).await.unwrap();
+    assert_eq!(last.kind, Some(FailureKind::Upstream), "long before the revoked step was due");
     assert_eq!(setting.status(&root).await.steps[1].kind, Some(FailureKind::Revoked));
     assert_eq!(setting.notes.lock().unwrap().len(), 0);
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workflow_that_is_revoked_before_its_time_ends_at_once() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let delayed = chord([1, 2].map(|n| INC.call(n)), SUM.with(())).countdown(7 * Duration::from_secs(86_400));
+    let root = delayed.id().clone();
+    let total = client.send(delayed).await.unwrap();
+    client.revoke_workflow(&root).await.unwrap();
+    // Asked again, it changes nothing.
+    client.revoke_workflow(&root).await.unwrap();
+    assert_eq!(total.wait_record(WAIT).await.unwrap().kind, Some(FailureKind::Upstream));
+    let status = setting.status(&root).await;
+    assert_eq!((status.state, status.record.kind), (TaskState::Failure, Some(FailureKind::Revoked)));
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_follows_a_revoked_callback_does_not_wait_for_its_guard() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let chord = chord([1, 2].map(|n| WAITS.call(n)), SUM.with(())).then(INC.with(()));
+    let root = chord.id().clone();
+    let last = client.send(chord).await.unwrap();
+    let callback: TaskId = format!("{root}.s1").try_into().unwrap();
+    // By then its copies come back in intervals of minutes.
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    assert_eq!(client.revoke(&callback).await.unwrap(), Revoked::Ended);
+    assert_eq!(last.wait_record(WAIT).await.unwrap().kind, Some(FailureKind::Upstream));
+    client.revoke_workflow(&root).await.unwrap();
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_a_revocation_has_not_found_is_told_at_a_renewal() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let result = client.send(chain(MARKS.call(1)).then(INC.with(()))).await.unwrap();
+    let root = result.workflow_id().unwrap().clone();
+    assert_eq!(result.wait_record(WAIT).await.unwrap().kind, Some(FailureKind::Upstream));
+    assert_eq!(step(&setting.status(&root).await, "s0").kind, Some(FailureKind::Revoked));
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delayed_task_that_a_revocation_has_not_found_ends_at_once() {
+    let setting = Setting::new().await;
+    let later = INC.with(()).options(|later| later.countdown(Duration::from_secs(3600)));
+    let workflow = chain(MARKS.call(0)).then(later).then(INC.with(()));
+    let root = workflow.id().clone();
+    let result = setting.app.client().send(workflow).await.unwrap();
+    assert_eq!(result.wait_record(WAIT).await.unwrap().kind, Some(FailureKind::Upstream));
+    let status = setting.status(&root).await;
+    assert_eq!(step(&status, "s0").state, TaskState::Success);
+    assert_eq!(step(&status, "s1").kind, Some(FailureKind::Revoked));
+
+    let workflow = chain(MARKS.call(3600)).then(INC.with(()));
+    let root = workflow.id().clone();
+    let result = setting.app.client().send(workflow).await.unwrap();
+    assert_eq!(result.wait_record(WAIT).await.unwrap().kind, Some(FailureKind::Upstream));
+    assert_eq!(step(&setting.status(&root).await, "s0").kind, Some(FailureKind::Revoked), "not run again");
     setting.worker.stop().await;
 }
 
@@ -437,6 +590,33 @@ async fn callbacks_follow_success_and_failure() {
     let mut notes: Vec<_> = setting.notes.lock().unwrap().iter().map(|(_, args)| args.clone()).collect();
     notes.sort_by_key(Vec::len);
     assert_eq!(notes, [vec!["good".into()], vec!["broken".into(), serde_json::Value::from("told")]]);
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_of_a_graph_has_its_own_error_callback() {
+    let setting = Setting::new().await;
+    let said = |text: &str| Signature::new("note").arg(text);
+    let workflow = graph(|graph| {
+        let good = graph.task(INC.call(1));
+        let bad = graph.task(FAIL.call(vec![]));
+        let many = graph.group([FLAKY.call(1), FLAKY.call(2)]);
+        graph.on_error(&good, said("good"));
+        graph.on_error(&bad, said("bad"));
+        graph.on_error(&many, said("many"));
+        let sum = graph.task(SUM.after(&many));
+        graph.on_error((&good, &sum), said("sum"));
+        let both = graph.task(ADD.after((&good, &bad)));
+        graph.task(ADD.after((&both, &sum)))
+    });
+    let root = workflow.id().clone();
+    setting.app.client().send(workflow).await.unwrap().wait_record(WAIT).await.unwrap();
+    until(async || setting.status(&root).await.state == TaskState::Failure).await;
+    until(async || setting.notes.lock().unwrap().len() == 2).await;
+    let mut notes: Vec<_> = setting.notes.lock().unwrap().iter().map(|(_, args)| args.clone()).collect();
+    notes.sort_by_key(|args| args[1].to_string());
+    let told = |error: &str, whom: &str| vec![serde_json::Value::from(error), whom.into()];
+    assert_eq!(notes, [told("broken", "bad"), told("off", "many")], "once each, and only what failed itself");
     setting.worker.stop().await;
 }
 
@@ -519,6 +699,68 @@ async fn the_other_members_are_revoked_where_the_policy_says_so() {
         let id: TaskId = format!("{}.many.{member}", status.root).try_into().unwrap();
         let record = client.result(id).wait_record(WAIT).await.unwrap();
         assert_eq!(record.kind, Some(FailureKind::Revoked));
+    }
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_in_the_middle_of_a_member_is_revoked_too() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let member = |n| chain(INC.call(n)).then(WAITS.with(())).then(INC.with(()));
+    let kind = async |id: &str| {
+        let record = client.result(id.try_into().unwrap()).record().await;
+        record.ok().and_then(|record| record.kind)
+    };
+
+    let cancelled = group([-1, 1, 2].map(member)).cancel_rest().then(SUM.with(()));
+    let root = cancelled.id().clone();
+    let last = client.send(cancelled).await.unwrap().wait_record(WAIT).await.unwrap();
+    assert_eq!(last.kind, Some(FailureKind::Upstream));
+    for index in [1, 2] {
+        let (middle, end) = (format!("{root}.s0.{index}.s1"), format!("{root}.s0.{index}.s2"));
+        until(async || kind(&middle).await == Some(FailureKind::Revoked)).await;
+        until(async || kind(&end).await == Some(FailureKind::Upstream)).await;
+    }
+
+    let revoked = group([1, 2].map(member)).then(SUM.with(()));
+    let root = revoked.id().clone();
+    let last = client.send(revoked).await.unwrap();
+    let running = async |index: u32| {
+        let middle = TaskId::try_from(format!("{root}.s0.{index}.s1")).unwrap();
+        client.result(middle).state().await.is_ok_and(|state| state == TaskState::Started)
+    };
+    until(async || running(0).await && running(1).await).await;
+    let (_, asked) = client.revoke_workflow(&root).await.unwrap();
+    assert_eq!(asked, 2, "the steps that run are asked to end");
+    last.wait_record(WAIT).await.unwrap();
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_is_forgotten_with_the_results() {
+    let kept_for = Duration::from_secs(3600);
+    let setting = Setting::keeping_results_for(kept_for).await;
+    let client = setting.app.client();
+    let succeeds = chord([1, 2].map(|n| INC.call(n)), SUM.with(()));
+    let leads_on = chord([1, 2].map(|n| INC.call(n)), SUM.with(())).then(INC.with(()));
+    let fails = chord([1, 2].map(|n| FLAKY.call(n)), SUM.with(()));
+    let never_begins = chord([1, 2].map(|n| INC.call(n)), SUM.with(())).countdown(kept_for);
+    for (workflow, revoked) in [(succeeds, false), (leads_on, false), (fails, false), (never_begins, true)] {
+        let root = workflow.id().clone();
+        let join = [RecordId::new(RecordKind::Join, &format!("{root}.s1"))];
+        let result = client.send(workflow).await.unwrap();
+        if revoked {
+            client.revoke_workflow(&root).await.unwrap();
+        }
+        result.wait_record(WAIT).await.unwrap();
+        let members = async || setting.app.backend().read(&join).await.unwrap()[0].iter().count();
+        until(async || members().await == 3).await;
+        // Until the follow-up of the callback is done.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(members().await, 3, "kept as long as the results");
+        tokio::time::sleep(kept_for).await;
+        assert_eq!(members().await, 0);
     }
     setting.worker.stop().await;
 }

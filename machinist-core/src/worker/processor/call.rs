@@ -50,6 +50,9 @@ impl TaskProcessor {
         };
         let cx = self.context(&active.envelope, &claim, registered, decoded.as_ref().ok());
         let span = log_scope::within(&cx, || self.span(&active.envelope, &claim));
+        if let Some(gathered) = &active.gathered {
+            TraceContext::link(&span, &gathered.links);
+        }
         let log = LogRun { id: active.envelope.id.clone(), attempt: claim.attempt, run: claim.start };
         let outcome = match decoded {
             Ok(mut body) => {

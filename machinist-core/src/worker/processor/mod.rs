@@ -156,6 +156,7 @@ impl TaskProcessor {
                         cut_off: false,
                         gathered: None,
                         flow: None,
+                        roots: Vec::new(),
                         keeps_args: false,
                     });
                 }
@@ -197,7 +198,8 @@ impl TaskProcessor {
         };
         active.keeps_args = task.options.keep_args == Some(true);
         if let Some(place) = active.envelope.place() {
-            match self.worker.is_workflow_revoked(&active.envelope, &place).await {
+            active.roots = self.worker.revocable_roots(&active.envelope, &place);
+            match self.worker.is_any_revoked(&active.roots).await {
                 Ok(false) => {}
                 Ok(true) => {
                     let revoked = Failure::new(FailureKind::Revoked, "its workflow was revoked");
@@ -251,7 +253,7 @@ impl TaskProcessor {
             if !self.worker.sessions.presence.may_start_from(&active.envelope.queue) {
                 return Settlement::HandBack;
             }
-            let registered = self.worker.sessions.register(&active.envelope.id);
+            let registered = self.worker.sessions.register(&active.envelope.id, &active.roots);
             let gone_before = self.worker.sessions.peers.gone_count();
             let mut undecided = false;
             if !self.worker.limits.is_open() {
