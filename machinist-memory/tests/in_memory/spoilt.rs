@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use machinist_conformance::eventually;
 use machinist_core::{
-    App, AsyncResult, ResultError, State, TaskContext, TaskDef, TaskError, Worker, WorkerBuilder,
-    WorkerFilter,
+    App, AsyncResult, ResultError, State, TaskContext, TaskDef, TaskError, WhyReason, Worker, WorkerAction,
+    WorkerBuilder, WorkerFilter,
+    backend::Index,
     id::{RecordId, RecordKind, SessionId},
     limit::{Limit, Rate},
     record::{FailureKind, TaskState},
@@ -177,4 +178,37 @@ async fn tasks_wait_for_a_limit_whose_record_cannot_be_used_and_others_do_not() 
         assert_eq!((record.attempt, record.history.len()), (1, 0), "a wait spends no attempt");
         assert!(running.stop().await.is_clean());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_only_shown_is_left_out_of_an_answer() {
+    let here = Installation::new().await;
+    let client = here.app.client();
+    let waits = here.send(&QUICK).await;
+    here.backend.spoil(RecordId::new(RecordKind::Control, "refused"));
+    here.backend.spoil_index(Index::Queues);
+    assert_eq!(client.why(waits.id()).await.unwrap().reason, WhyReason::NoConsumer);
+    assert_eq!(client.why_queue(here.app.default_queue()).await.unwrap().reason, WhyReason::NoConsumer);
+
+    let _running = Running::start(here.worker("w", one_at_a_time()));
+    waits.wait(MINUTE).await.unwrap();
+    here.backend.spoil(places());
+    let limits = client.limits().await.unwrap();
+    assert_eq!((limits.len(), limits[0].running), (1, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_reaches_the_workers_whose_names_can_be_used() {
+    let here = Installation::new().await;
+    let _running = ["a", "b"].map(|worker| Running::start(here.worker(worker, one_at_a_time())));
+    until("both workers", async || here.workers().await.len() == 2).await;
+    here.backend.spoil(name("a"));
+    let client = here.app.client();
+    let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+    let (id, results) = client.order_workers(&workers, WorkerAction::Pause, false).await.unwrap();
+    let done = |worker: &str| results.iter().any(|result| result.worker == worker && result.done);
+    assert_eq!((done("a"), done("b")), (false, true), "{results:?}");
+    let report = client.order(&id).await.unwrap().unwrap();
+    let answered = report.results.iter().filter(|result| result.at.is_some());
+    assert_eq!(answered.map(|result| &*result.worker).collect::<Vec<_>>(), ["b"]);
 }
