@@ -41,10 +41,20 @@ struct OverdueTask {
 
 /// Looks for overdue tasks, and publishes them again. Never completes.
 pub(super) async fn publish_forever(worker: &WorkerContext) {
+    let mut is_usable = true;
     loop {
         tokio::time::sleep(jittered(LOOK_INTERVAL)).await;
-        if let Err(error) = look(worker).await {
-            tracing::debug!(%error, "the schedule was not searched for overdue tasks");
+        match look(worker).await {
+            Ok(()) => is_usable = true,
+            // A person has to remove what is there.
+            Err(error) if error.is_of_one_record() && is_usable => {
+                is_usable = false;
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the schedule cannot be searched: delayed tasks that the broker has lost are not published again"
+                );
+            }
+            Err(error) => tracing::debug!(%error, "the schedule was not searched for overdue tasks"),
         }
     }
 }

@@ -104,10 +104,14 @@ impl WorkerContext {
         list_queues(self.app.backend().as_ref(), self.now(), &named).await;
     }
 
-    /// Takes the turn of work that one worker does for all. Returns `false` if another worker has it.
+    /// Takes the turn of work that one worker does for all. Returns `false` if another worker has it. A turn whose record
+    /// cannot be used is said once, and every worker has it: several at once do no harm.
     pub(super) async fn takes_turn(&self, work: &str) -> Result<bool, BackendError> {
-        let taken = self.app.client().commit(take_turn(work, &self.name, TURN)).await?;
-        Ok(matches!(taken, Committed::Done { .. }))
+        let commit = take_turn(work, &self.name, TURN);
+        let turn = commit.id.clone();
+        let taken = self.app.client().commit(commit).await;
+        let taken = self.sessions.usable(&turn, taken)?;
+        Ok(taken.is_none_or(|taken| matches!(taken, Committed::Done { .. })))
     }
 
     /// Completes when deliveries that have not started must go back to the broker.

@@ -212,3 +212,13 @@ async fn an_order_reaches_the_workers_whose_names_can_be_used() {
     let answered = report.results.iter().filter(|result| result.at.is_some());
     assert_eq!(answered.map(|result| &*result.worker).collect::<Vec<_>>(), ["b"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_task_is_published_again_although_nobody_can_take_the_turn() {
+    let here = Installation::new().await;
+    here.backend.spoil(RecordId::new(RecordKind::Lock, "overdue"));
+    let _running = ["a", "b"].map(|worker| Running::start(here.worker(worker, one_at_a_time())));
+    let delayed = here.app.client().send(QUICK.call(()).countdown(MINUTE)).await.unwrap();
+    assert_eq!(here.broker.lose_delayed(), 1);
+    delayed.wait(HOUR).await.unwrap();
+}
