@@ -65,8 +65,7 @@ pub(super) async fn task(client: &Client, id: &TaskId) -> Result<TaskSituation, 
         });
         if !record.state.is_final() {
             // The workers say better whether they know the task.
-            let unread = client.waiting_reason(id, &queue).await;
-            let unread = left_out("the message that waits under this id", unread)?;
+            let unread = client.waiting_reason(id, &queue).await?;
             situation.waits_unread = unread.filter(|why| !why.starts_with(UNREGISTERED));
             situation.queue = Some(self::queue(client, queue).await?);
         }
