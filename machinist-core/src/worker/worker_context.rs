@@ -114,6 +114,25 @@ impl WorkerContext {
         Ok(taken.is_none_or(|taken| matches!(taken, Committed::Done { .. })))
     }
 
+    /// Returns the answer; nothing if another program has spoilt the record or the index that was asked for. That is said
+    /// once a minute, and does not keep the worker from the others.
+    pub(super) fn passed_over<T: Default>(
+        &self,
+        what: &'static str,
+        answer: Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
+        match answer {
+            Err(error) if error.is_of_one_record() => {
+                if let Some(suppressed) = self.app.0.log_lines.due("spoilt", what) {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, suppressed, "{what}: cannot be used");
+                }
+                Ok(T::default())
+            }
+            answer => answer,
+        }
+    }
+
     /// Completes when deliveries that have not started must go back to the broker.
     pub(super) async fn must_hand_back(&self) {
         tokio::select! {

@@ -1,7 +1,13 @@
 //! Records and indexes in which another program has written, over the in-memory adapters and under paused time: none of
 //! them stops a worker, and none ends the task of somebody else.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use machinist_conformance::eventually;
 use machinist_core::{
@@ -10,6 +16,7 @@ use machinist_core::{
     backend::Index,
     id::{RecordId, RecordKind, SessionId},
     limit::{Limit, Rate},
+    periodic::{Periodic, Schedule},
     record::{FailureKind, TaskState},
     sign::{Algorithm, Key},
     worker::TaskOptions,
@@ -24,11 +31,16 @@ const HOLD: TaskDef<(), ()> = TaskDef::new("hold");
 /// Takes ten seconds.
 const LIMITED: TaskDef<(), ()> = TaskDef::new("limited");
 const QUICK: TaskDef<(), ()> = TaskDef::new("quick");
+/// Counts its runs.
+const TICK: TaskDef<(), ()> = TaskDef::new("tick");
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Clone)]
 struct LetGo(Arc<Semaphore>);
+
+#[derive(Debug, Clone, Default)]
+struct Ticks(Arc<AtomicU32>);
 
 async fn hold(cx: TaskContext, State(let_go): State<LetGo>) -> Result<(), TaskError> {
     tokio::select! {
@@ -42,6 +54,11 @@ async fn hold(cx: TaskContext, State(let_go): State<LetGo>) -> Result<(), TaskEr
 
 async fn limited() -> Result<(), TaskError> {
     tokio::time::sleep(Duration::from_secs(10)).await;
+    Ok(())
+}
+
+async fn tick(State(ticks): State<Ticks>) -> Result<(), TaskError> {
+    ticks.0.fetch_add(1, Ordering::SeqCst);
     Ok(())
 }
 
@@ -221,4 +238,21 @@ async fn a_lost_task_is_published_again_although_nobody_can_take_the_turn() {
     let delayed = here.app.client().send(QUICK.call(()).countdown(MINUTE)).await.unwrap();
     assert_eq!(here.broker.lose_delayed(), 1);
     delayed.wait(HOUR).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn periodic_tasks_tick_once_although_their_turns_and_their_list_cannot_be_used() {
+    let here = Installation::new().await;
+    here.backend.spoil(RecordId::new(RecordKind::Lock, "periodic.one"));
+    here.backend.spoil_index(Index::Periodic);
+    let ticks = Ticks::default();
+    let _running = ["a", "b"].map(|worker| {
+        let every_minute =
+            |name| Periodic::new(name, Schedule::every(MINUTE).unwrap(), TICK.call(())).unwrap();
+        let worker = here.worker(worker, one_at_a_time()).state(ticks.clone()).task(TICK, tick);
+        Running::start(worker.periodic(every_minute("one")).periodic(every_minute("two")))
+    });
+    tokio::time::sleep(HOUR).await;
+    let ticked = ticks.0.load(Ordering::SeqCst);
+    assert!((116..=121).contains(&ticked), "{ticked} ticks of two tasks in an hour");
 }
