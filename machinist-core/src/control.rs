@@ -285,8 +285,8 @@ impl Client {
         self.send_copy(&facts, envelope).await
     }
 
-    /// Opens the message that the record of a task keeps, as of the end of the task, if it has ended: it was fresh when a
-    /// worker ended it.
+    /// Opens the message that the record of a task keeps, as of the end of the task, if it has ended: it was fresh when
+    /// a worker ended it.
     fn ended_envelope(
         &self,
         id: &TaskId,
@@ -313,9 +313,9 @@ impl Client {
     /// Its first sender does not vouch for it any more: this application signs it.
     ///
     /// # Errors
-    /// [`ControlError`]: the record has to hold the message (256 KiB at most), no worker may find a fault with it or have
-    /// refused it as stale, the end of the task has to be signed by a trusted key if there are keys, and the task must not
-    /// belong to a workflow.
+    /// [`ControlError`]: the record has to hold the message (256 KiB at most), no worker may find a fault with it or
+    /// have refused it as stale, the end of the task has to be signed by a trusted key if there are keys, and the task
+    /// must not belong to a workflow.
     ///
     /// # Cancel safety
     /// Safe.

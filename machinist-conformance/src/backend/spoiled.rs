@@ -204,8 +204,8 @@ pub async fn a_worker_whose_session_cannot_be_used_opens_another(harness: &dyn B
 }
 
 /// Another program's data in the record of a limit's places, and in that of a worker's name, stops no worker: its lease
-/// goes on, it obeys revocations, and a second worker of that name starts under another. The tasks of the limit wait, and
-/// become no dead letters.
+/// goes on, it obeys revocations, and a second worker of that name starts under another. The tasks of the limit wait,
+/// and become no dead letters.
 pub async fn a_worker_outlives_a_limit_and_a_name_that_cannot_be_used(harness: &dyn BackendHarness) {
     let backend = harness.connect().await;
     if !harness.spoil(&RecordId::from(&TaskId::fresh())).await {

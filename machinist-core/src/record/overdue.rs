@@ -17,9 +17,9 @@ use crate::clock::Timestamp;
 /// Time after the due time of an attempt from which its message counts as lost, if no worker has seen it.
 pub(crate) const OVERDUE_AFTER: Duration = Duration::from_secs(60);
 
-/// Minimum time by which the messages that workers take from a queue have to be later than an overdue attempt, before the
-/// message of that attempt counts as lost although the queue holds others. A queue keeps the order of its messages only
-/// roughly.
+/// Minimum time by which the messages that workers take from a queue have to be later than an overdue attempt, before
+/// the message of that attempt counts as lost although the queue holds others. A queue keeps the order of its messages
+/// only roughly.
 const OVERTAKEN_BY: Duration = Duration::from_secs(10 * 60);
 
 /// Minimum wait before a retry whose message is kept in the record. The message of a shorter wait is rarely lost, and
@@ -63,9 +63,9 @@ pub(crate) fn overdue_attempt(facts: &Facts, now: Timestamp) -> Option<WaitingAt
     (!seen && now.since(waiting.due) >= OVERDUE_AFTER).then_some(waiting)
 }
 
-/// Returns `true` if workers take messages from a queue that are much later than an attempt that was due at this time. The
-/// message of that attempt was there before them, so it is there no more. `taken` is the latest time from which a message
-/// that they took could have run.
+/// Returns `true` if workers take messages from a queue that are much later than an attempt that was due at this time.
+/// The message of that attempt was there before them, so it is there no more. `taken` is the latest time from which a
+/// message that they took could have run.
 pub(crate) fn is_overtaken(due: Timestamp, taken: Option<Timestamp>) -> bool {
     taken.is_some_and(|taken| taken.since(due) >= OVERTAKEN_BY)
 }

@@ -97,8 +97,8 @@ pub(super) fn of_task(reason: WhyReason, situation: &TaskSituation) -> Words {
         ),
         WhyReason::Stranded => Words::new(
             format!(
-                "nothing has happened to it for {}, and its queue is empty: the backend has lost what came after, or the \
-                 broker has lost its message",
+                "nothing has happened to it for {}, and its queue is empty: the backend has lost what came after, or \
+                 the broker has lost its message",
                 show(situation.quiet_for())
             ),
             format!("{IT_MAY_HAVE_RUN}; `machinist revoke {id}` ends this record"),
@@ -222,8 +222,8 @@ fn of_abandoned(situation: &TaskSituation, record: &Record) -> Words {
     Words::new(
         format!("worker {worker} ran it, its session is gone, and its queue is empty"),
         format!(
-            "wait: {takeover}, which can take six minutes. If nothing changes, the backend has lost what came after, or \
-             the broker has lost its message: {IT_MAY_HAVE_RUN}"
+            "wait: {takeover}, which can take six minutes. If nothing changes, the backend has lost what came after, \
+             or the broker has lost its message: {IT_MAY_HAVE_RUN}"
         ),
     )
 }

@@ -12,8 +12,8 @@ use crate::{
     record::{FailureKind, PresenceState, Record, TaskState},
 };
 
-/// Time without a step from which a task whose queue is empty counts as stranded. Copies of messages that come back later
-/// stay away for some minutes.
+/// Time without a step from which a task whose queue is empty counts as stranded. Copies of messages that come back
+/// later stay away for some minutes.
 const STRANDED_AFTER: Duration = Duration::from_secs(30 * 60);
 
 /// Returns the reasons that hold for a task, the decisive one first; at least one.

@@ -132,8 +132,8 @@ impl WorkerContext {
         }
     }
 
-    /// Says that the record of a limit cannot be used, and returns the time before which none of its tasks starts. The task
-    /// is not to blame, and without the limit it must not run.
+    /// Says that the record of a limit cannot be used, and returns the time before which none of its tasks starts. The
+    /// task is not to blame, and without the limit it must not run.
     fn not_before_usable(&self, record: &RecordId) -> Timestamp {
         if let Some(suppressed) = self.app.0.log_lines.due("limit", record.id()) {
             tracing::error!(

@@ -1,8 +1,8 @@
 //! Publishing delayed tasks again that are long overdue and that no worker has seen.
 //!
 //! One worker of the installation looks at a time, at the early end of the schedule. What it publishes goes straight to
-//! its queue, not through the queues that hold delays. A queue that still holds messages is left alone, because the overdue
-//! task may be among them, unless workers take messages from it that came much later.
+//! its queue, not through the queues that hold delays. A queue that still holds messages is left alone, because the
+//! overdue task may be among them, unless workers take messages from it that came much later.
 //! [`record::overdue_attempt`](crate::record) decides which tasks count as lost.
 
 use std::{collections::HashMap, time::Duration};
@@ -24,8 +24,8 @@ use crate::{
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// Time after which a task that was published again counts as overdue once more, less [`OVERDUE_AFTER`].
 const NEXT_LOOK: Duration = Duration::from_secs(9 * 60);
-/// The same for a task that was published again into a queue that holds messages: it waits for its turn, and each further
-/// copy takes one more.
+/// The same for a task that was published again into a queue that holds messages: it waits for its turn, and each
+/// further copy takes one more.
 const NEXT_LOOK_AT_BACKLOG: Duration = Duration::from_secs(59 * 60);
 /// The same for a task that may still wait in its queue.
 const NEXT_LOOK_AT_WAITING: Duration = Duration::ZERO;
@@ -229,8 +229,8 @@ async fn publish(worker: &WorkerContext, tasks: Vec<OverdueTask>) {
                         attempt = envelope.attempt,
                         %queue,
                         suppressed,
-                        "no worker has received a delayed task, and its queue is empty or was taken from past it: it is \
-                         published again"
+                        "no worker has received a delayed task, and its queue is empty or was taken from past it: \
+                         it is published again"
                     );
                 }
                 worker.emit(EventKind::Overdue { task: EventTask::of(envelope), due: *due });

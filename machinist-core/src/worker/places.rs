@@ -131,9 +131,9 @@ impl Sessions {
         Ok(())
     }
 
-    /// Frees the places of runs that have ended, and moves those of the other runs into the present session. A run whose
-    /// place another run has taken meanwhile is cancelled as superseded. Renewals repeat it, also for places in a record that
-    /// cannot be used: nobody takes a place there.
+    /// Frees the places of runs that have ended, and moves those of the other runs into the present session. A run
+    /// whose place another run has taken meanwhile is cancelled as superseded. Renewals repeat it, also for places in a
+    /// record that cannot be used: nobody takes a place there.
     pub(super) async fn keep_places(&self) -> Result<(), BackendError> {
         let (ended, running) = self.places.with_ended(|run| self.has_ended(run));
         // Asked for once: many places may be in one record, and the lease does not wait.

@@ -104,8 +104,8 @@ impl WorkerContext {
         list_queues(self.app.backend().as_ref(), self.now(), &named).await;
     }
 
-    /// Takes the turn of work that one worker does for all. Returns `false` if another worker has it. A turn whose record
-    /// cannot be used is said once, and every worker has it: several at once do no harm.
+    /// Takes the turn of work that one worker does for all. Returns `false` if another worker has it. A turn whose
+    /// record cannot be used is said once, and every worker has it: several at once do no harm.
     pub(super) async fn takes_turn(&self, work: &str) -> Result<bool, BackendError> {
         let commit = take_turn(work, &self.name, TURN);
         let turn = commit.id.clone();
@@ -114,8 +114,8 @@ impl WorkerContext {
         Ok(taken.is_none_or(|taken| matches!(taken, Committed::Done { .. })))
     }
 
-    /// Returns the answer; nothing if another program has spoilt the record or the index that was asked for. That is said
-    /// once a minute, and does not keep the worker from the others.
+    /// Returns the answer; nothing if another program has spoilt the record or the index that was asked for. That is
+    /// said once a minute, and does not keep the worker from the others.
     pub(super) fn passed_over<T: Default>(
         &self,
         what: &'static str,

@@ -1,7 +1,7 @@
 //! Turns of a worker: for each periodic task, one worker at a time ticks.
 //!
-//! A turn is a record that expires unless it is kept. Nothing depends on there being one holder only: it saves work. So every
-//! worker has a turn whose record another program has spoilt.
+//! A turn is a record that expires unless it is kept. Nothing depends on there being one holder only: it saves work. So
+//! every worker has a turn whose record another program has spoilt.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -104,7 +104,7 @@ impl Turns {
                 Err(error) if error.is_of_one_record() => {
                     if self.unusable.insert(Arc::clone(&name)) {
                         let error = &error as &dyn std::error::Error;
-                        tracing::error!(%name, error, "the turn of a periodic task cannot be used: every worker has it");
+                        tracing::error!(%name, error, "a turn cannot be used: every worker has it");
                     }
                     self.held.insert(Arc::clone(&name), now + TURN);
                 }

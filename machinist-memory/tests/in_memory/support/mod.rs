@@ -1,4 +1,5 @@
-//! A worker under way, and a backend in which another program has written, shared by the tests over the in-memory adapters.
+//! A worker under way, and a backend in which another program has written, shared by the tests over the in-memory
+//! adapters.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
