@@ -143,6 +143,7 @@ macro_rules! backend_suite {
             a_record_that_cannot_be_used_harms_no_other
             an_index_that_cannot_be_used_harms_no_other
             a_worker_outlives_records_that_cannot_be_used
+            a_worker_outlives_a_limit_and_a_name_that_cannot_be_used
             a_worker_whose_session_cannot_be_used_opens_another
             indexes_are_ordered_and_paged
             a_note_may_be_repeated_and_moves_its_member

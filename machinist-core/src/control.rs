@@ -318,24 +318,40 @@ impl Client {
         if record.as_ref().is_none_or(|record| record.state != TaskState::Failure) {
             return Err(self.wrong_state(id, &facts, "only a task in FAILURE can be sent again"));
         }
-        let app = &self.app.0;
-        let now = app.clock.now();
-        // Who can write to the backend must not be able to name what is sent again.
-        app.trust.check_end(id, &facts).map_err(|why| ControlError::NoMessage { id: id.clone(), why })?;
-        if let Some(why) = stale(&facts) {
-            return Err(ControlError::NoMessage { id: id.clone(), why });
-        }
-        // As of its end: it was fresh when a worker ended it.
-        let ended = record.as_ref().and_then(|record| record.ended_at).unwrap_or(now).min(now);
-        let envelope = self.kept_envelope(id, &facts, name::MESSAGE, ended)?;
+        let envelope = self.ended_envelope(id, &facts, record.as_ref())?;
         self.send_copy(&facts, envelope).await
+    }
+
+    /// Opens the message that the record of a task keeps, as of the end of the task, if it has ended: it was fresh when
+    /// a worker ended it.
+    fn ended_envelope(
+        &self,
+        id: &TaskId,
+        facts: &Facts,
+        record: Option<&Record>,
+    ) -> Result<Envelope, ControlError> {
+        self.check_before_sending_again(id, facts)?;
+        let now = self.app.clock().now();
+        let ended = record.and_then(|record| record.ended_at).unwrap_or(now).min(now);
+        self.kept_envelope(id, facts, name::MESSAGE, ended)
+    }
+
+    /// Refuses a task whose end nobody trusted has signed, and one that a worker has refused as stale.
+    pub(crate) fn check_before_sending_again(&self, id: &TaskId, facts: &Facts) -> Result<(), ControlError> {
+        // Who can write to the backend must not be able to name what is sent again, nor when it was fresh.
+        let unsigned = self.app.0.trust.check_end(id, facts).err();
+        match unsigned.or_else(|| stale(facts)) {
+            Some(why) => Err(ControlError::NoMessage { id: id.clone(), why }),
+            None => Ok(()),
+        }
     }
 
     /// Returns the call of a task as a new signature, with another id, so that it can be changed and sent as a new task.
     /// Its first sender does not vouch for it any more: this application signs it.
     ///
     /// # Errors
-    /// [`ControlError`]: the record has to hold the message (256 KiB at most), no worker may find a fault with it, and it
+    /// [`ControlError`]: the record has to hold the message (256 KiB at most), no worker may find a fault with it or
+    /// have refused it as stale, the end of the task has to be signed by a trusted key if there are keys, and the task
     /// must not belong to a workflow.
     ///
     /// # Cancel safety
@@ -343,9 +359,7 @@ impl Client {
     pub async fn call_of(&self, id: &TaskId) -> Result<Signature, ControlError> {
         let refused = |why: String| ControlError::NoMessage { id: id.clone(), why };
         let facts = self.facts(id).await?;
-        let now = self.app.clock().now();
-        let ended = fold(id, &facts).and_then(|record| record.ended_at).unwrap_or(now).min(now);
-        let envelope = self.kept_envelope(id, &facts, name::MESSAGE, ended)?;
+        let envelope = self.ended_envelope(id, &facts, fold(id, &facts).as_ref())?;
         if envelope.pairs.are_of_workflow() {
             return Err(refused("it belongs to a workflow, which is sent again as a whole".to_owned()));
         }

@@ -38,6 +38,7 @@ mod history;
 mod history_reader;
 mod instant;
 mod known_args;
+mod left_out;
 pub mod limit;
 mod listed_tasks;
 mod live_limits;

@@ -13,6 +13,7 @@ use crate::{
     error::{ResultError, SendError},
     fleet::WorkerFilter,
     id::TaskId,
+    left_out::left_out,
     limit::{
         AppliedLimit, Limit, LimitTarget,
         bucket::{next_start, reset},
@@ -194,11 +195,13 @@ impl Client {
         }
         let applied = applied(target, limit, key);
         let records = [applied.bucket(), applied.places()];
-        let records = self.app.backend().read(&records).await.map_err(ResultError::Backend)?;
-        let [bucket, held] = &*records else { return Ok(info) };
+        let mut records = self.app.backend().read_each(&records).await.map_err(ResultError::Backend)?;
+        let mut last = |what| left_out(what, records.pop().transpose()).map_err(ResultError::Backend);
+        let held = last("the places of a limit")?;
+        let bucket = last("the starts of a limit")?;
         let now = self.app.clock().now();
-        info.next_at = applied.terms().map(|terms| next_start(bucket, terms, now));
-        info.running = applied.limit.max_running.map(|_| places(held).count());
+        info.next_at = applied.terms().zip(bucket).map(|(terms, bucket)| next_start(&bucket, terms, now));
+        info.running = applied.limit.max_running.and(held).map(|held| places(&held).count());
         let mut waiting = 0;
         for reason in [applied.rate_reason(), applied.places_reason()] {
             waiting += self.waiting(&reason).await.map_err(ResultError::Backend)?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use machinist::{
-    QueueName, ResultError,
+    App, QueueName, ResultError, WhyReason,
     clock::Timestamp,
     record::{Record, TaskState},
     settings::Settings,
@@ -14,7 +14,7 @@ use super::{connect_reader, delays, profile, verifies, workflow};
 use crate::{
     args::StatusArgs,
     args_view::arguments,
-    exit::{CliError, Code},
+    exit::{CliError, Code, chain},
     output,
     people::People,
     view::{TaskText, linked},
@@ -23,6 +23,8 @@ use crate::{
 
 /// Maximum time without a wake-up of the backend before the record is read again.
 const MAX_CHANGE_WAIT: Duration = Duration::from_secs(3600);
+/// Time without a step from which it is asked if something is left that continues an unfinished task.
+const QUIET: Duration = Duration::from_secs(600);
 
 pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let with_profile;
@@ -95,8 +97,59 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
     if waits_past_its_time(&record, app.clock().now()) {
         delays::note(&app).await;
     }
+    if is_quiet(&record, app.clock().now()) {
+        note_if_lost(&app, &record).await;
+    }
     app.broker().close().await;
     Ok(Code::of(record.state))
+}
+
+/// Returns whether nothing has happened for long to a task that has not ended.
+fn is_quiet(record: &Record, now: Timestamp) -> bool {
+    let last = record.eta.max(record.started_at).max(record.received_at).max(record.sent_at);
+    !record.state.is_final() && !record.mirrored && last.is_some_and(|last| now.since(last) >= QUIET)
+}
+
+/// Prints a note if nothing is left that continues the task, or perhaps nothing.
+async fn note_if_lost(app: &App, record: &Record) {
+    match app.client().why(&record.id).await {
+        Ok(why) if matches!(why.reason, WhyReason::Stranded | WhyReason::WorkerGone) => {
+            let (sentence, advice) = (visible::one_line(&why.sentence), visible::one_line(&why.advice));
+            output::note(&format!("machinist: {sentence}; {advice}"));
+        }
+        Ok(_) => {}
+        Err(error) => {
+            let error = chain(&error);
+            output::note(&format!(
+                "machinist: whether something continues it is not known: {}",
+                visible::one_line(&error)
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use machinist::{
+        TaskId,
+        record::{Facts, fold},
+    };
+
+    use super::*;
+
+    #[test]
+    fn only_a_task_to_which_nothing_has_happened_for_ten_minutes_is_quiet() {
+        let sent = Timestamp::from_micros(1_700_000_000_000_000);
+        let after = |seconds| sent.plus(Duration::from_secs(seconds));
+        let mut facts = Facts::new();
+        facts.put("sent", serde_json::to_vec(&sent).unwrap());
+        let mut record = fold(&TaskId::parse("t").unwrap(), &facts).unwrap();
+        assert!(!is_quiet(&record, after(599)) && is_quiet(&record, after(600)));
+        (record.state, record.started_at) = (TaskState::Started, Some(after(60)));
+        assert!(!is_quiet(&record, after(600)) && is_quiet(&record, after(660)));
+        record.state = TaskState::Success;
+        assert!(!is_quiet(&record, after(3600)));
+    }
 }
 
 /// Returns whether no worker has received it although its time has come. The delay queues of the broker may hold it up.

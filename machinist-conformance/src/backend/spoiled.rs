@@ -3,10 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use machinist_core::{
-    App, DeadFilter, State, TaskDef, TaskError, Worker,
+    App, DeadFilter, ResultError, State, TaskDef, TaskError, Worker, WorkerBuilder, WorkerFilter,
     backend::{Backend, BackendError, Index, IndexUpdate},
     clock::Timestamp,
-    id::{RecordId, SessionId, TaskId},
+    id::{RecordId, RecordKind, SessionId, TaskId},
+    limit::Limit,
+    record::FailureKind,
+    worker::TaskOptions,
 };
 use machinist_memory::MemoryBroker;
 use tokio::{sync::Semaphore, task::JoinHandle};
@@ -75,6 +78,7 @@ pub async fn an_index_that_cannot_be_used_harms_no_other(harness: &dyn BackendHa
 }
 
 const WAITS: TaskDef<(), ()> = TaskDef::new("waits");
+const LIMITED: TaskDef<(), ()> = TaskDef::new("limited");
 const LEASE: Duration = Duration::from_secs(3);
 
 /// Gate of the handlers, and the number of those that have begun.
@@ -84,9 +88,28 @@ struct HandlerGate {
     open: Arc<Semaphore>,
 }
 
+impl HandlerGate {
+    fn closed() -> Self {
+        Self { begun: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) }
+    }
+
+    async fn pass(&self) {
+        self.begun.add_permits(1);
+        drop(self.open.acquire().await);
+    }
+}
+
+/// Gate of the handlers of the limited task.
+#[derive(Debug, Clone)]
+struct LimitedGate(HandlerGate);
+
 async fn waits(State(gate): State<HandlerGate>) -> Result<(), TaskError> {
-    gate.begun.add_permits(1);
-    drop(gate.open.acquire().await);
+    gate.pass().await;
+    Ok(())
+}
+
+async fn limited(State(gate): State<LimitedGate>) -> Result<(), TaskError> {
+    gate.0.pass().await;
     Ok(())
 }
 
@@ -99,14 +122,25 @@ struct WaitingTask {
 
 impl WaitingTask {
     async fn start(backend: Arc<dyn Backend>) -> Self {
+        Self::start_with(backend, |worker| worker).await
+    }
+
+    async fn start_with(
+        backend: Arc<dyn Backend>,
+        more: impl FnOnce(WorkerBuilder) -> WorkerBuilder,
+    ) -> Self {
         let broker = MemoryBroker::new();
         let app = App::builder(Arc::new(broker), backend).build().await.expect("an application");
-        let gate = HandlerGate { begun: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) };
-        let worker = Worker::builder(&app).session_lease(LEASE).state(gate.clone()).task(WAITS, waits);
-        let worker = worker.build().expect("a worker");
-        let worker = tokio::spawn(async move { drop(worker.run_until(std::future::pending()).await) });
+        let gate = HandlerGate::closed();
+        let worker = run(more(Worker::builder(&app).state(gate.clone()).task(WAITS, waits)));
         Self { app, gate, worker }
     }
+}
+
+/// Runs a worker until its task is aborted.
+fn run(worker: WorkerBuilder) -> JoinHandle<()> {
+    let worker = worker.session_lease(LEASE).build().expect("a worker");
+    tokio::spawn(async move { drop(worker.run_until(std::future::pending()).await) })
 }
 
 /// Another program's data in the record of a running task, and in the index of sessions, stops no worker: its lease goes
@@ -167,4 +201,52 @@ pub async fn a_worker_whose_session_cannot_be_used_opens_another(harness: &dyn B
     within(RECOVERY_TIMEOUT, "the task to end", sent.wait(RECOVERY_TIMEOUT)).await.expect("success");
     assert_eq!(gate.begun.available_permits(), 1, "it ran once");
     worker.abort();
+}
+
+/// Another program's data in the record of a limit's places, and in that of a worker's name, stops no worker: its lease
+/// goes on, it obeys revocations, and a second worker of that name starts under another. The tasks of the limit wait,
+/// and become no dead letters.
+pub async fn a_worker_outlives_a_limit_and_a_name_that_cannot_be_used(harness: &dyn BackendHarness) {
+    let backend = harness.connect().await;
+    if !harness.spoil(&RecordId::from(&TaskId::fresh())).await {
+        return;
+    }
+    let limited_gate = LimitedGate(HandlerGate::closed());
+    let state = limited_gate.clone();
+    let WaitingTask { app, gate, worker } = WaitingTask::start_with(backend, |worker| {
+        let options = TaskOptions::new().limit(Limit::new().max_running(2));
+        worker.name("spoilt").state(state).task(LIMITED, limited).options("limited", options)
+    })
+    .await;
+    let client = app.client();
+    let held = client.send(WAITS.call(()).untyped()).await.expect("it is sent");
+    let ends = client.send(LIMITED.call(()).untyped()).await.expect("it is sent");
+    drop(within(ANSWER_TIMEOUT, "it to run", gate.begun.acquire()).await);
+    drop(within(ANSWER_TIMEOUT, "it to run", limited_gate.0.begun.acquire()).await);
+    assert!(harness.spoil(&RecordId::new(RecordKind::Limit, "run/task:limited")).await);
+    assert!(harness.spoil(&RecordId::new(RecordKind::Worker, "spoilt")).await);
+
+    // Its place cannot be freed.
+    limited_gate.0.open.close();
+    within(RECOVERY_TIMEOUT, "the limited task to end", ends.wait(RECOVERY_TIMEOUT)).await.expect("success");
+    let waits = client.send(LIMITED.call(()).untyped()).await.expect("it is sent");
+    let is_parked = eventually(RECOVERY_TIMEOUT, async || {
+        waits.record().await.is_ok_and(|record| record.parked.is_some())
+    });
+    assert!(is_parked.await, "a task of the limit does not wait");
+    let letters = client.dead_letters(&DeadFilter::default(), 10).await.expect("they can be listed");
+    assert!(letters.is_empty(), "{letters:?}");
+
+    let twin = run(Worker::builder(&app).name("spoilt").state(gate).task(WAITS, self::waits));
+    let has_other_name = eventually(RECOVERY_TIMEOUT, async || {
+        let workers = client.workers(&WorkerFilter::new()).await.expect("they can be listed");
+        workers.iter().any(|worker| worker.name == "spoilt#2")
+    });
+    assert!(has_other_name.await, "no second worker of that name has started");
+
+    client.revoke(held.id()).await.expect("it is revoked");
+    let ended = within(2 * RECOVERY_TIMEOUT, "an answer", held.wait(RECOVERY_TIMEOUT)).await;
+    assert!(matches!(ended, Err(ResultError::Failed { kind: FailureKind::Revoked, .. })), "{ended:?}");
+    worker.abort();
+    twin.abort();
 }

@@ -20,6 +20,7 @@ use crate::{
     ended::{EndedRow, EndedScan},
     error::ResultError,
     id::TaskId,
+    left_out::left_out,
     record::Record,
 };
 
@@ -118,7 +119,7 @@ impl Client {
             }
         }
         let Grouping { groups, other } = grouping;
-        let silenced = silence::silenced(backend, now).await?;
+        let silenced = left_out("the silenced groups", silence::silenced(backend, now).await)?;
         let mut groups: Vec<FailureGroup> = groups.into_values().collect();
         for group in &mut groups {
             group.silenced_until = silenced.get(&group.fingerprint).copied();

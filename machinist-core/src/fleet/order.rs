@@ -12,6 +12,7 @@ use crate::{
     clock::Timestamp,
     control::ControlError,
     id::TaskId,
+    left_out::left_out,
     record::{
         Facts, OrderAnswer, answer_of, give_lasting_order, give_order, keep_note, name, name_record,
         note_record, withdraw_order,
@@ -136,7 +137,8 @@ impl Client {
         let ordered = Instant::now();
         let results = self.answers(workers, &id, ordered).await?;
         for unanswered in results.iter().filter(|result| result.at.is_none()) {
-            self.commit(withdraw_order(&unanswered.worker, &id)).await?;
+            let withdrawn = self.commit(withdraw_order(&unanswered.worker, &id)).await;
+            left_out("the name of a worker", withdrawn.map(Some))?;
         }
         Ok((id, results))
     }
@@ -163,7 +165,10 @@ impl Client {
         let mut results = Vec::new();
         for (worker, facts) in note.workers.iter().zip(self.app.backend().read_each(&records).await?) {
             let mut result = OrderResult::unanswered(worker, "it has not answered".to_owned());
-            result.read(&facts?, id);
+            match facts {
+                Ok(facts) => result.read(&facts, id),
+                Err(error) => result.reason = Some(error.to_string()),
+            }
             results.push(result);
         }
         let OrderNote { action, now, issued, .. } = note;
@@ -177,10 +182,12 @@ impl Client {
         for _ in 0..MAX_TRIES {
             let records: Vec<_> = left.iter().map(|worker| name_record(&worker.name)).collect();
             let mut commits = Vec::new();
-            for (worker, facts) in left.iter().zip(self.app.backend().read_each(&records).await?) {
+            let mut asked = Vec::new();
+            for (worker, facts) in left.into_iter().zip(self.app.backend().read_each(&records).await?) {
+                // One whose record another program has spoilt cannot be ordered. The others can.
+                let Some(facts) = left_out("the name of a worker", facts.map(Some))? else { continue };
                 let mut order = order.clone();
                 let commit = if order.action.is_lasting() {
-                    let facts = facts?;
                     let before = facts.get(name::WANTED);
                     let seen = before.and_then(|stored| trust.read_order(&worker.name, stored).ok());
                     order.number = next_number(order.issued, seen.map(|seen| seen.number));
@@ -192,11 +199,12 @@ impl Client {
                     give_order(&worker.name, &order.id, &signed)
                 };
                 commits.push(commit.into());
+                asked.push(worker);
             }
             let answers = self.app.backend().commit(commits).await;
             let mut refused = Vec::new();
-            for (worker, answer) in left.into_iter().zip(answers) {
-                if let Committed::Refused(_) = answer? {
+            for (worker, answer) in asked.into_iter().zip(answers) {
+                if let Some(Committed::Refused(_)) = left_out("the name of a worker", answer.map(Some))? {
                     refused.push(worker);
                 }
             }

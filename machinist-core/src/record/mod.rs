@@ -71,7 +71,9 @@ pub(crate) use join::{
     EndedMember, JoinDecision, JoinedMember, decide_join, ended_members, extend_join, forget_join,
     gathered_fact, join, may_be_decided, upstream_error, waiting_callback,
 };
-pub(crate) use overdue::{KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, waiting_attempt};
+pub(crate) use overdue::{
+    KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, is_overtaken, overdue_attempt, waiting_attempt,
+};
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use presence::{OrderAnswer, WorkCounts, memory_to_show};

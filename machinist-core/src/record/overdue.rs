@@ -17,6 +17,11 @@ use crate::clock::Timestamp;
 /// Time after the due time of an attempt from which its message counts as lost, if no worker has seen it.
 pub(crate) const OVERDUE_AFTER: Duration = Duration::from_secs(60);
 
+/// Minimum time by which the messages that workers take from a queue have to be later than an overdue attempt, before
+/// the message of that attempt counts as lost although the queue holds others. A queue keeps the order of its messages
+/// only roughly.
+const OVERTAKEN_BY: Duration = Duration::from_secs(10 * 60);
+
 /// Minimum wait before a retry whose message is kept in the record. The message of a shorter wait is rarely lost, and
 /// keeping it costs every retry.
 pub(crate) const KEPT_FROM: Duration = Duration::from_secs(60);
@@ -56,6 +61,13 @@ pub(crate) fn overdue_attempt(facts: &Facts, now: Timestamp) -> Option<WaitingAt
         || attempts.newest_guard(attempt) > 0
         || parked(facts).is_some_and(|parked| parked.attempt == attempt);
     (!seen && now.since(waiting.due) >= OVERDUE_AFTER).then_some(waiting)
+}
+
+/// Returns `true` if workers take messages from a queue that are much later than an attempt that was due at this time.
+/// The message of that attempt was there before them, so it is there no more. `taken` is the latest time from which a
+/// message that they took could have run.
+pub(crate) fn is_overtaken(due: Timestamp, taken: Option<Timestamp>) -> bool {
+    taken.is_some_and(|taken| taken.since(due) >= OVERTAKEN_BY)
 }
 
 #[cfg(test)]
@@ -112,6 +124,12 @@ mod tests {
             facts.put(seen.clone(), "{}");
             assert_eq!(overdue_attempt(&facts, later(3600)), None, "{seen}");
         }
+    }
+
+    #[test]
+    fn an_attempt_is_overtaken_by_messages_that_are_ten_minutes_later() {
+        assert!(!is_overtaken(DUE, None) && !is_overtaken(later(3600), Some(DUE)));
+        assert!(!is_overtaken(DUE, Some(later(599))) && is_overtaken(DUE, Some(later(600))));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::{
     client::Client,
     clock::Timestamp,
     id::{QueueName, RecordId, RecordKind, TaskId},
+    left_out::left_out,
     record::{FactName, Facts, UNFINISHED_TTL, json},
 };
 
@@ -159,7 +160,7 @@ impl Client {
         id: &TaskId,
         queue: &QueueName,
     ) -> Result<Option<String>, BackendError> {
-        waiting::waiting_reason(&self.app, id, queue).await
+        left_out("the message that waits under this id", waiting::waiting_reason(&self.app, id, queue).await)
     }
 }
 

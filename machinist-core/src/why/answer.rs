@@ -15,6 +15,9 @@ use crate::{
     record::{FailureKind, PresenceState, Record, TaskState},
 };
 
+/// Advice about a task that nothing continues.
+const IT_MAY_HAVE_RUN: &str = "it may have run: look at its effects, then send it again";
+
 /// Number of names that a sentence lists.
 const LISTED: usize = 5;
 
@@ -74,10 +77,7 @@ pub(super) fn of_task(reason: WhyReason, situation: &TaskSituation) -> Words {
             )
         }
         WhyReason::Running => of_running(situation, record),
-        WhyReason::WorkerGone => Words::new(
-            format!("worker {} ran it, and its session is gone", record.worker.as_deref().unwrap_or("?")),
-            "wait: another worker takes it over within half a minute after the broker has delivered it again",
-        ),
+        WhyReason::WorkerGone => of_abandoned(situation, record),
         WhyReason::WaitsForSteps | WhyReason::IncompleteSend => of_workflow(reason, situation),
         WhyReason::Delayed => Words::new(
             format!("its time is {due}, in {left}: until then the broker keeps its message"),
@@ -94,6 +94,14 @@ pub(super) fn of_task(reason: WhyReason, situation: &TaskSituation) -> Words {
         WhyReason::Overdue => Words::new(
             format!("its time was {due}, and no worker has received it since"),
             "wait: if the broker has lost its message, a worker publishes it again",
+        ),
+        WhyReason::Stranded => Words::new(
+            format!(
+                "nothing has happened to it for {}, and its queue is empty: the backend has lost what came after, or \
+                 the broker has lost its message",
+                show(situation.quiet_for())
+            ),
+            format!("{IT_MAY_HAVE_RUN}; `machinist revoke {id}` ends this record"),
         ),
         WhyReason::Disabled => Words::new(
             format!("the task {task} is disabled for all workers"),
@@ -199,6 +207,25 @@ fn of_running(situation: &TaskSituation, record: &Record) -> Words {
         sentence.push_str(&format!("; progress {} of {}", progress.done, progress.total));
     }
     Words::new(sentence, format!("wait; `machinist workers show {worker}` shows its worker"))
+}
+
+fn of_abandoned(situation: &TaskSituation, record: &Record) -> Words {
+    let worker = record.worker.as_deref().unwrap_or("?");
+    let takeover =
+        "another worker takes it over within half a minute after the broker has delivered it again";
+    if !situation.queue_is_empty() {
+        return Words::new(
+            format!("worker {worker} ran it, and its session is gone"),
+            format!("wait: {takeover}"),
+        );
+    }
+    Words::new(
+        format!("worker {worker} ran it, its session is gone, and its queue is empty"),
+        format!(
+            "wait: {takeover}, which can take six minutes. If nothing changes, the backend has lost what came after, \
+             or the broker has lost its message: {IT_MAY_HAVE_RUN}"
+        ),
+    )
 }
 
 fn of_workflow(reason: WhyReason, situation: &TaskSituation) -> Words {

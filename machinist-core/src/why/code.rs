@@ -67,6 +67,8 @@ reasons! {
     Retry => "retry", Wait;
     /// Its time is long past, and no worker has received it.
     Overdue => "overdue", Wait;
+    /// Nothing has happened to it for half an hour, and its queue is empty: a server has lost what would continue it.
+    Stranded => "stranded", Act;
     /// Its name is disabled for all workers.
     Disabled => "disabled", Act;
     /// A worker that failed its name again and again has left it to others.

@@ -1,5 +1,7 @@
 //! Decision why a task does not run: from what the stores say to reasons, the decisive one first. Pure.
 
+use std::time::Duration;
+
 use super::{
     code::WhyReason,
     situation::{QueueSituation, TaskSituation, WorkflowPart},
@@ -9,6 +11,10 @@ use crate::{
     receivers::MAX_DESCRIBED_TASKS,
     record::{FailureKind, PresenceState, Record, TaskState},
 };
+
+/// Time without a step from which a task whose queue is empty counts as stranded. Copies of messages that come back
+/// later stay away for some minutes.
+const STRANDED_AFTER: Duration = Duration::from_secs(30 * 60);
 
 /// Returns the reasons that hold for a task, the decisive one first; at least one.
 pub(super) fn of_task(situation: &TaskSituation) -> Vec<WhyReason> {
@@ -124,6 +130,10 @@ fn with_queue(situation: &TaskSituation, record: &Record, mut found: Vec<WhyReas
                 | WhyReason::Busy
         )
     });
+    // With any other reason its message is somewhere else, or nobody would take it.
+    if found.is_empty() && situation.queue_is_empty() && situation.quiet_for() >= STRANDED_AFTER {
+        found.push(WhyReason::Stranded);
+    }
     if situation.overdue && !stands_still {
         found.push(WhyReason::Overdue);
     }

@@ -13,6 +13,7 @@ use crate::{
     error::ResultError,
     fleet::WorkerFilter,
     id::{QueueName, RecordId, TaskId},
+    left_out::left_out,
     limit::Limit,
     record::{DeadReason, Facts, Record, is_alive, name, newest_start, overdue_attempt},
     refused::RefusedMessages,
@@ -85,9 +86,11 @@ pub(super) async fn task(client: &Client, id: &TaskId) -> Result<TaskSituation, 
 pub(super) async fn queue(client: &Client, name: QueueName) -> Result<QueueSituation, BackendError> {
     let everyone = WorkerFilter::new();
     let (workers, paused) = tokio::try_join!(client.workers(&everyone), client.paused_queues())?;
-    let refused = RefusedMessages::read(client.app.backend().as_ref()).await?;
+    let refused = RefusedMessages::read(client.app.backend().as_ref()).await;
+    let refused = left_out("the counts of messages that workers did not accept", refused)?;
     let unread = refused.into_iter().find(|of| of.waiting && of.queue == name && of.reason != UNREGISTERED);
-    let known = client.app.backend().list(&Index::Queues, None, KNOWN_QUEUES).await?;
+    let known = client.app.backend().list(&Index::Queues, None, KNOWN_QUEUES).await;
+    let known = left_out("the names of the queues", known)?;
     let depth = client.app.broker().depth(std::slice::from_ref(&name)).await;
     let absent = QueueDepth { queue: name.clone(), ready: None, consumers: None, dead: None };
     let mut situation = QueueSituation {
@@ -122,7 +125,8 @@ async fn session_lives(client: &Client, record: &Record, facts: &Facts) -> Resul
     let Some(start) = newest_start(facts, record.attempt).filter(|_| !record.state.is_final()) else {
         return Ok(true);
     };
-    Ok(is_alive(&client.read(&start.session).await?))
+    // A record that cannot be used is no session. Its worker opens another.
+    Ok(is_alive(&left_out("the session of its worker", client.read(&start.session).await)?))
 }
 
 /// Returns the limit that a task waits for, and its source.

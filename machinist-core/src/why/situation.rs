@@ -1,5 +1,7 @@
 //! Content of the stores about a task or a queue: all that the decision depends on. Pure.
 
+use std::time::Duration;
+
 use crate::{
     broker::QueueDepth,
     clock::Timestamp,
@@ -69,6 +71,21 @@ pub(super) struct WorkflowPart {
     pub(super) incomplete: bool,
     /// `true` if the workflow has ended.
     pub(super) ended: bool,
+}
+
+impl TaskSituation {
+    /// Returns the time since the last step of the task that its record tells, or since its time, if that was later.
+    pub(super) fn quiet_for(&self) -> Duration {
+        let parked = self.parked_last.as_ref().map(|parked| parked.until);
+        let instants = self.record.as_ref().map(|of| [of.sent_at, of.received_at, of.started_at, of.eta]);
+        let last = instants.into_iter().flatten().chain([parked]).flatten().max();
+        last.map(|last| self.now.since(last)).unwrap_or_default()
+    }
+
+    /// Returns `true` if its queue is known to hold no message.
+    pub(super) fn queue_is_empty(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.ready() == Some(0))
+    }
 }
 
 impl QueueSituation {

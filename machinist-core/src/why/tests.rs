@@ -326,6 +326,47 @@ fn what_waits_for_its_time_says_when() {
 }
 
 #[test]
+fn what_nothing_continues_is_told_after_half_an_hour() {
+    let empty = |record| {
+        let mut situation = situation(record, awake());
+        if let Some(QueueSituation { depth: Ok(depth), .. }) = &mut situation.queue {
+            depth.ready = Some(0);
+        }
+        situation
+    };
+    let sent = |seconds| Record { sent_at: Some(before(seconds)), ..record() };
+    says(&Why::of_task(&empty(sent(1_799))), WhyReason::Queued, &[], &[]);
+    let words = ["nothing has happened to it for 30m", "may have run", "machinist revoke t"];
+    says(&Why::of_task(&empty(sent(1_800))), WhyReason::Stranded, &[], &words);
+    says(&Why::of_task(&situation(sent(1_800), awake())), WhyReason::Queued, &[], &["3 messages"]);
+    let received = Record { state: TaskState::Received, received_at: Some(before(7_200)), ..sent(90_000) };
+    says(&Why::of_task(&empty(received)), WhyReason::Stranded, &[], &["for 2h", "the backend has lost"]);
+    let retry = Record { state: TaskState::Retry, eta: Some(before(3_600)), ..sent(90_000) };
+    let mut retry = empty(retry);
+    retry.overdue = true;
+    says(&Why::of_task(&retry), WhyReason::Stranded, &[WhyReason::Overdue], &["for 1h"]);
+
+    // It is elsewhere, or nobody would take it.
+    says(
+        &Why::of_task(&empty(Record { eta: Some(after(60)), ..sent(90_000) })),
+        WhyReason::Delayed,
+        &[],
+        &[],
+    );
+    let parked = Record { parked: Some(parked("rate:task:add")), ..sent(90_000) };
+    says(&Why::of_task(&empty(parked)), WhyReason::Limited, &[], &[]);
+    let mut nobody = empty(sent(90_000));
+    nobody.queue.as_mut().unwrap().workers.clear();
+    says(&Why::of_task(&nobody), WhyReason::NoConsumer, &[], &[]);
+
+    let started = Record { state: TaskState::Started, started_at: Some(before(65)), ..sent(90_000) };
+    let mut started = empty(started);
+    started.session_lives = false;
+    let words = ["its session is gone, and its queue is empty", "six minutes", "the backend has lost"];
+    says(&Why::of_task(&started), WhyReason::WorkerGone, &[], &words);
+}
+
+#[test]
 fn what_holds_a_start_back_is_told() {
     let mut held = situation(record(), awake());
     held.disabled = true;

@@ -41,6 +41,8 @@ const LATE: Duration = Duration::from_millis(500);
 const PLACE_POLLS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Maximum time for which a worker that starts asks for the limits of others.
 const COMPARED_WITHIN: Duration = Duration::from_secs(5);
+/// Wait of a task whose limit has a record that cannot be used: a person has to remove what is there.
+const UNUSABLE_DELAY: Duration = Duration::from_secs(60);
 
 /// Knowledge of a delivery about its limits.
 #[derive(Debug, Default)]
@@ -96,7 +98,20 @@ impl WorkerContext {
         for limit in &limits {
             let Some(max) = limit.limit.max_running else { continue };
             let record = limit.places();
-            match self.take_place(envelope, registered, &record, max).await? {
+            let reply = match self.limits.usable(&record) {
+                Ok(()) => self.take_place(envelope, registered, &record, max).await,
+                Err(unusable) => Err(unusable),
+            };
+            let reply = match self.limits.noted(&record, reply) {
+                Err(Unanswered::BadRecord) => {
+                    state.wait = None;
+                    self.return_places(&registered.run).await;
+                    let at = self.not_before_usable(&record);
+                    return Ok(Admitted::No(Refusal::new(limit.places_reason(), Some(at))));
+                }
+                reply => reply?,
+            };
+            match reply {
                 PlaceReply::Held => {}
                 PlaceReply::SameTask => return Ok(Admitted::Undecided),
                 PlaceReply::Full => {
@@ -115,6 +130,19 @@ impl WorkerContext {
                 Ok(Admitted::No(refusal))
             }
         }
+    }
+
+    /// Says that the record of a limit cannot be used, and returns the time before which none of its tasks starts. The
+    /// task is not to blame, and without the limit it must not run.
+    fn not_before_usable(&self, record: &RecordId) -> Timestamp {
+        if let Some(suppressed) = self.app.0.log_lines.due("limit", record.id()) {
+            tracing::error!(
+                %record,
+                suppressed,
+                "the record of a limit cannot be used: its tasks wait until somebody removes what is there"
+            );
+        }
+        self.now().plus(UNUSABLE_DELAY)
     }
 
     /// Reserves the starts that a task has not reserved yet. Returns the time before which it may not start, if there is
@@ -141,7 +169,12 @@ impl WorkerContext {
             let Some((limit, _)) = rates.iter().find(|(limit, _)| limit.bucket().id() == start.bucket) else {
                 continue;
             };
-            let shift = self.limits.shift(&limit.bucket(), &self.calls).await?;
+            let shift = match self.limits.shift(&limit.bucket(), &self.calls).await {
+                Err(Unanswered::BadRecord) => {
+                    return Ok(Some((self.not_before_usable(&limit.bucket()), limit.rate_reason())));
+                }
+                shift => shift?,
+            };
             let more = u64::try_from(shift.saturating_sub(start.shift)).unwrap_or(0);
             start.at = start.at.plus(Duration::from_micros(more));
             start.shift = shift;
@@ -156,12 +189,14 @@ impl WorkerContext {
             let known = state.reserved.iter().find(|start| start.bucket == bucket.id()).map(|start| start.at);
             let at = match known {
                 Some(at) => at,
-                None => match self.next_start(limit, terms).await? {
-                    NextStart::Reserved(at, shift) => {
+                None => match self.next_start(limit, terms).await {
+                    Ok(NextStart::Reserved(at, shift)) => {
                         state.reserved.push(ReservedStart { bucket: bucket.id().to_owned(), at, shift });
                         at
                     }
-                    NextStart::NotBefore(at) => at,
+                    Ok(NextStart::NotBefore(at)) => at,
+                    Err(Unanswered::BadRecord) => self.not_before_usable(&bucket),
+                    Err(unanswered) => return Err(unanswered),
                 },
             };
             if at > self.now() && latest.as_ref().is_none_or(|(latest, _)| at > *latest) {

@@ -36,6 +36,12 @@ impl Observer for LastTaken {
 }
 
 impl LastTaken {
+    /// Returns the latest time from which a message of this queue could have run that this worker took.
+    pub(super) fn of(&self, queue: &QueueName) -> Option<Timestamp> {
+        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.get(queue).map(|latest| latest.at)
+    }
+
     /// Returns what is not stored yet, and notes it as stored.
     pub(super) fn unstored(&self) -> Vec<(QueueName, Timestamp)> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);

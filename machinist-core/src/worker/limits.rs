@@ -31,6 +31,8 @@ use crate::{
 const LAPSED_AFTER: Duration = Duration::from_millis(100);
 /// Number of buckets in memory from which on those that nobody uses are dropped.
 const MANY_BUCKETS: usize = 4096;
+/// Time for which a record that could not be used is not asked for again: each request keeps a slot for a second.
+const UNUSABLE_FOR: Duration = Duration::from_secs(10);
 
 /// Limits of a worker.
 #[derive(Debug, Default)]
@@ -41,6 +43,8 @@ pub(super) struct Limits {
     /// `true` if there is any limit.
     any: AtomicBool,
     buckets: Mutex<HashMap<RecordId, Arc<Bucket>>>,
+    /// Records that could not be used, and when they are asked for again.
+    unusable: Mutex<HashMap<RecordId, Instant>>,
 }
 
 /// A rate that this worker reserves starts of.
@@ -162,6 +166,26 @@ impl Limits {
         Arc::clone(buckets.entry(id.clone()).or_default())
     }
 
+    /// Notes that the record of a limit cannot be used, if that is the answer to a request for it.
+    pub(super) fn noted<T>(&self, id: &RecordId, answer: Result<T, Unanswered>) -> Result<T, Unanswered> {
+        if let Err(Unanswered::BadRecord) = answer {
+            let now = Instant::now();
+            let mut unusable = self.unusable.lock().unwrap_or_else(PoisonError::into_inner);
+            unusable.retain(|_, until| now < *until);
+            unusable.entry(id.clone()).or_insert(now + UNUSABLE_FOR);
+        }
+        answer
+    }
+
+    /// Refuses to ask for the record of a limit that could not be used a moment ago.
+    pub(super) fn usable(&self, id: &RecordId) -> Result<(), Unanswered> {
+        let unusable = self.unusable.lock().unwrap_or_else(PoisonError::into_inner);
+        match unusable.get(id).is_some_and(|until| Instant::now() < *until) {
+            true => Err(Unanswered::BadRecord),
+            false => Ok(()),
+        }
+    }
+
     /// Forgets what is reserved and known of a bucket, because it was pushed back.
     pub(super) fn forget(&self, id: &RecordId) {
         self.buckets().remove(id);
@@ -196,8 +220,10 @@ impl Limits {
         {
             return Ok(NextStart::Reserved(at, starts.shift));
         }
+        self.usable(id)?;
         let number = waiting.number().max(pool.next_block(terms));
-        let mut starts = match pool.reserve(id, terms, number, calls, clock).await? {
+        let reserved = pool.reserve(id, terms, number, calls, clock).await;
+        let mut starts = match self.noted(id, reserved)? {
             Ok(starts) => starts,
             Err(not_before) => return Ok(NextStart::NotBefore(not_before)),
         };
@@ -222,7 +248,9 @@ impl Limits {
     ) -> Result<NextStart, Unanswered> {
         let bucket = self.bucket(id);
         let mut pool = bucket.pool.lock().await;
-        Ok(match pool.reserve(id, terms, 1, calls, clock).await? {
+        self.usable(id)?;
+        let reserved = pool.reserve(id, terms, 1, calls, clock).await;
+        Ok(match self.noted(id, reserved)? {
             Ok(mut starts) => {
                 let at = starts.take(clock.now(), Duration::MAX);
                 NextStart::Reserved(at.unwrap_or_else(|| clock.now()), starts.shift)
@@ -236,7 +264,8 @@ impl Limits {
         let bucket = self.bucket(id);
         let mut pool = bucket.pool.lock().await;
         if pool.known_at.is_none_or(|at| at.elapsed() >= LAPSED_AFTER) {
-            pool.known = calls.read_record(id).await?;
+            self.usable(id)?;
+            pool.known = self.noted(id, calls.read_record(id).await)?;
             pool.known_at = Some(Instant::now());
         }
         Ok(shift(&pool.known))

@@ -3,6 +3,8 @@
 //! A place is noted here before it is requested, so that a place whose reply was lost, or that could not be freed, is
 //! freed by the next renewal. A process that dies frees its places with its session.
 
+use std::collections::HashSet;
+
 use super::{
     WorkerContext,
     server_calls::Unanswered,
@@ -63,13 +65,20 @@ impl WorkerContext {
                 PlaceDecision::Take(commit, place) => (commit, place),
             };
             sessions.places.note(&place);
-            match self.calls.commit(*commit).await? {
-                Committed::Done { .. } => return Ok(PlaceReply::Held),
-                Committed::Refused(newer) => {
+            match self.calls.commit(*commit).await {
+                Ok(Committed::Done { .. }) => return Ok(PlaceReply::Held),
+                Ok(Committed::Refused(newer)) => {
                     if !place.is_of_run(&newer) {
                         sessions.places.forget(&place);
                     }
                     facts = newer;
+                }
+                Err(unanswered) => {
+                    if unanswered == Unanswered::BadRecord {
+                        // There is no place, and every further try of a task would leave one more to be freed.
+                        sessions.places.forget(&place);
+                    }
+                    return Err(unanswered);
                 }
             }
         }
@@ -122,17 +131,34 @@ impl Sessions {
         Ok(())
     }
 
-    /// Frees the places of runs that have ended, and moves those of the other runs into the present session. A run whose
-    /// place another run has taken meanwhile is cancelled as superseded. Renewals repeat it.
+    /// Frees the places of runs that have ended, and moves those of the other runs into the present session. A run
+    /// whose place another run has taken meanwhile is cancelled as superseded. Renewals repeat it, also for places in a
+    /// record that cannot be used: nobody takes a place there.
     pub(super) async fn keep_places(&self) -> Result<(), BackendError> {
         let (ended, running) = self.places.with_ended(|run| self.has_ended(run));
+        // Asked for once: many places may be in one record, and the lease does not wait.
+        let mut unusable = HashSet::new();
         for place in ended {
-            self.free_place(&place).await?;
+            if unusable.contains(&place.record) {
+                continue;
+            }
+            let freed = self.free_place(&place).await;
+            if self.usable(&place.record, freed)?.is_none() {
+                unusable.insert(place.record);
+            }
         }
         let session = self.current();
         for place in running.into_iter().filter(|place| place.holder.session != session) {
+            if unusable.contains(&place.record) {
+                continue;
+            }
             let (commit, adopted) = place.adopt(&session);
-            let Committed::Refused(facts) = self.commit(commit).await? else {
+            let moved = self.commit(commit).await;
+            let Some(moved) = self.usable(&place.record, moved)? else {
+                unusable.insert(place.record);
+                continue;
+            };
+            let Committed::Refused(facts) = moved else {
                 self.places.replace(&place, adopted);
                 continue;
             };

@@ -44,6 +44,8 @@ use crate::{
 const SHOWN_RUNS: usize = 20;
 /// Interval at which the name of the worker is kept from being forgotten.
 const KEEP_NAME_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Maximum number of names that are passed over because another program has written into their records.
+const MAX_UNUSABLE_NAMES: u32 = 10;
 
 /// Runs of this process, which has made their ids: nobody else can choose ids that collide. Every run is looked up several
 /// times.
@@ -126,8 +128,8 @@ struct SessionState {
     /// Starts that ended without an outcome, were perhaps never granted, or were written back after their run had ended,
     /// and that were not handed back to the backend yet. The next renewal does that.
     deferred_hand_backs: Vec<Claim>,
-    /// Records that could not be read when they were last read.
-    unreadable: HashSet<RecordId>,
+    /// Records that could not be used when they were last asked for.
+    unusable: HashSet<RecordId>,
 }
 
 /// Answers to a renewal: if the session is alive, and the records that were read with it.
@@ -195,7 +197,7 @@ impl Sessions {
             runs: OwnRuns::default(),
             stuck: OwnRuns::default(),
             deferred_hand_backs: Vec::new(),
-            unreadable: HashSet::new(),
+            unusable: HashSet::new(),
         };
         Arc::new(Self {
             app,
@@ -247,7 +249,11 @@ impl Sessions {
         if *taken != *held_name {
             self.commit(rename_session(&session, self.about_as(&taken))).await?;
             if *taken != *self.name {
-                tracing::warn!(name = &*self.name, shown_as = &*taken, "another live worker has this name");
+                tracing::warn!(
+                    name = &*self.name,
+                    shown_as = &*taken,
+                    "another live worker has this name, or its record cannot be used"
+                );
             }
             self.state().held_name = taken;
         }
@@ -326,7 +332,7 @@ impl Sessions {
         if stored.is_err() {
             self.state().about_changed = true;
         }
-        stored.map(drop)
+        self.usable(&RecordId::from(&session), stored).map(drop)
     }
 
     /// Returns the commits that write back the switches that the backend has lost.
@@ -335,24 +341,40 @@ impl Sessions {
     }
 
     /// Takes the lowest name that no other live session holds. A session that dies in between holds nothing: the names
-    /// of sessions that are gone are free.
+    /// of sessions that are gone are free. A name whose record cannot be used is passed over.
     async fn take_name(&self, session: &SessionId) -> Result<Arc<str>, BackendError> {
+        let (mut number, mut unusable) = (0, 0);
+        loop {
+            number += 1;
+            let name = numbered_name(&self.name, number);
+            match self.take_name_if_free(&name, session).await {
+                Ok(true) => return Ok(name.into()),
+                Ok(false) => {}
+                Err(error) if error.is_of_one_record() && unusable < MAX_UNUSABLE_NAMES => {
+                    unusable += 1;
+                    self.usable::<()>(&name_record(&name), Err(error))?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes a name. Returns `false` if another live session holds it.
+    async fn take_name_if_free(&self, name: &str, session: &SessionId) -> Result<bool, BackendError> {
         let own = self.current();
         let backend = self.app.backend();
-        let mut number = 1;
         loop {
-            let name = numbered_name(&self.name, number);
-            let facts = backend.read(&[name_record(&name)]).await?.pop().unwrap_or_default();
+            let facts = backend.read(&[name_record(name)]).await?.pop().unwrap_or_default();
             let holder = holder_of(&facts);
             if let Some(holder) = holder.as_ref().filter(|holder| **holder != own && *holder != session) {
-                let alive = backend.read(&[RecordId::from(holder)]).await?.iter().any(is_alive);
-                if alive {
-                    number += 1;
-                    continue;
+                let held = backend.read_each(&[RecordId::from(holder)]).await?;
+                // A record that cannot be used is no session. Its worker opens another.
+                if held.iter().any(|facts| facts.as_ref().is_ok_and(is_alive)) {
+                    return Ok(false);
                 }
             }
-            if let Committed::Done { .. } = self.commit(claim_name(&name, session, holder.as_ref())).await? {
-                return Ok(name.into());
+            if let Committed::Done { .. } = self.commit(claim_name(name, session, holder.as_ref())).await? {
+                return Ok(true);
             }
         }
     }
@@ -369,8 +391,10 @@ impl Sessions {
             (state.name_kept.elapsed() > KEEP_NAME_INTERVAL).then(|| Arc::clone(&state.held_name))
         };
         if let Some(name) = name {
-            self.commit(keep_name(&name)).await?;
-            self.state().name_kept = Instant::now();
+            let kept = self.commit(keep_name(&name)).await;
+            if self.usable(&name_record(&name), kept)?.is_some() {
+                self.state().name_kept = Instant::now();
+            }
         }
         Ok(())
     }
@@ -434,18 +458,29 @@ impl Sessions {
 
     /// Returns the facts of a record. A record that cannot be read is said once, until it can be read again.
     fn readable(&self, id: &RecordId, facts: Result<Facts, BackendError>) -> Option<Facts> {
+        self.usable(id, facts).ok().flatten()
+    }
+
+    /// Returns the answer of one record; `None` if that record cannot be used, which is said once, until it can be used
+    /// again. What another program has written into one record must not cost a worker its renewals.
+    pub(super) fn usable<T>(
+        &self,
+        id: &RecordId,
+        answer: Result<T, BackendError>,
+    ) -> Result<Option<T>, BackendError> {
         let mut state = self.state();
-        match facts {
-            Ok(facts) => {
-                state.unreadable.remove(id);
-                Some(facts)
+        match answer {
+            Ok(answer) => {
+                state.unusable.remove(id);
+                Ok(Some(answer))
             }
-            Err(error) => {
-                if state.unreadable.insert(id.clone()) {
-                    tracing::error!(%id, error = &error as &dyn std::error::Error, "a record cannot be read");
+            Err(error) if error.is_of_one_record() => {
+                if state.unusable.insert(id.clone()) {
+                    tracing::error!(%id, error = &error as &dyn std::error::Error, "a record cannot be used");
                 }
-                None
+                Ok(None)
             }
+            Err(error) => Err(error),
         }
     }
 

@@ -104,10 +104,33 @@ impl WorkerContext {
         list_queues(self.app.backend().as_ref(), self.now(), &named).await;
     }
 
-    /// Takes the turn of work that one worker does for all. Returns `false` if another worker has it.
+    /// Takes the turn of work that one worker does for all. Returns `false` if another worker has it. A turn whose
+    /// record cannot be used is said once, and every worker has it: several at once do no harm.
     pub(super) async fn takes_turn(&self, work: &str) -> Result<bool, BackendError> {
-        let taken = self.app.client().commit(take_turn(work, &self.name, TURN)).await?;
-        Ok(matches!(taken, Committed::Done { .. }))
+        let commit = take_turn(work, &self.name, TURN);
+        let turn = commit.id.clone();
+        let taken = self.app.client().commit(commit).await;
+        let taken = self.sessions.usable(&turn, taken)?;
+        Ok(taken.is_none_or(|taken| matches!(taken, Committed::Done { .. })))
+    }
+
+    /// Returns the answer; nothing if another program has spoilt the record or the index that was asked for. That is
+    /// said once a minute, and does not keep the worker from the others.
+    pub(super) fn passed_over<T: Default>(
+        &self,
+        what: &'static str,
+        answer: Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
+        match answer {
+            Err(error) if error.is_of_one_record() => {
+                if let Some(suppressed) = self.app.0.log_lines.due("spoilt", what) {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, suppressed, "{what}: cannot be used");
+                }
+                Ok(T::default())
+            }
+            answer => answer,
+        }
     }
 
     /// Completes when deliveries that have not started must go back to the broker.

@@ -84,6 +84,7 @@ impl Client {
             let why = "only a workflow in FAILURE can be sent again: a last step has failed, and nothing else goes on";
             return Err(self.wrong_state(root, &facts, why));
         }
+        self.check_before_sending_again(root, &facts)?;
         let sent = facts.read(name::SENT).unwrap_or_else(|| self.app.clock().now());
         let kept = self.kept_envelope(root, &facts, name::MESSAGE, sent)?;
         let refused = |why: String| ControlError::NoMessage { id: root.clone(), why };

@@ -24,6 +24,7 @@ use machinist_core::{
     event::{Event, EventKind},
     id::{QueueName, RecordId},
     record::{Facts, TaskState},
+    sign::{Algorithm, Key, KeyState, Keyring},
     worker::{Drained, Health},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
@@ -205,7 +206,10 @@ impl Backend for View {
                 names.into_iter().for_each(|name| self.note(name));
                 answers
             }
-            Err(_) => batch.iter().map(|_| Err(self.writable().unwrap_err())).collect(),
+            Err(_) => {
+                names.into_iter().for_each(|name| self.note(format!("refused {name}")));
+                batch.iter().map(|_| Err(self.writable().unwrap_err())).collect()
+            }
         }
     }
     async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
@@ -611,6 +615,31 @@ async fn a_run_that_is_revoked_while_the_backend_only_reads_is_told() {
     worker.view.refuse_writes(false);
     runs.wait(HOUR).await.unwrap_err();
     assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_revoked_while_a_start_waits_for_the_backend_starts_nothing() {
+    let (broker, backend) = (MemoryBroker::new(), MemoryBackend::new());
+    let view = View::of(&broker, &backend);
+    let [own, stolen] = ["own", "stolen"].map(|id| Key::generate(Algorithm::HmacSha256, id).unwrap());
+    let trusted = Keyring::new([own.clone(), stolen.clone().with_state(KeyState::Verify)]).unwrap();
+    let app = App::builder(Arc::new(view.clone()), Arc::new(view.clone())).keyring(trusted);
+    let app = app.build().await.unwrap();
+    let thief = App::builder(Arc::new(broker.connect()), Arc::new(backend)).keyring(stolen);
+    let thief = thief.build().await.unwrap();
+    let probe = TaskProbe::default();
+    let worker = Worker::builder(&app).session_lease(LEASE).state(probe.clone()).task(WORK, work);
+    let running = crate::support::Running::start(worker);
+    until("the worker", async || broker.depth(&[queue()]).await.unwrap()[0].consumers == Some(1)).await;
+
+    view.refuse_writes(true);
+    thief.client().send(WORK.call(("quick".to_owned(),))).await.unwrap();
+    until("its start to be requested", async || view.has_done("refused s:1:1")).await;
+    app.replace_keyring(Keyring::new([own, Key::revoked("stolen").unwrap()]).unwrap()).unwrap();
+    view.refuse_writes(false);
+    until("its message to be a dead letter", async || broker.dead_letters(&queue()).len() == 1).await;
+    assert_eq!(probe.begun(), 0, "a revoked key has started a task");
+    assert!(running.stop().await.is_clean());
 }
 
 #[tokio::test(start_paused = true)]

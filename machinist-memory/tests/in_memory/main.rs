@@ -29,6 +29,7 @@ mod queue_order;
 mod send_buffered;
 mod send_within;
 mod signing;
+mod spoilt;
 mod support;
 mod task_log;
 mod time;

@@ -27,6 +27,14 @@ const FOUND_WITHIN: Duration = Duration::from_secs(3 * 60);
 /// Fails at its first runs.
 const WORK: TaskDef<(u32,), u32> = TaskDef::new("work");
 
+/// Takes a second.
+const BUSY: TaskDef<(), ()> = TaskDef::new("busy");
+
+async fn busy() -> Result<(), TaskError> {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    Ok(())
+}
+
 async fn work(State(runs): State<Arc<AtomicU32>>, failures: u32) -> Result<u32, TaskError> {
     let run = runs.fetch_add(1, Ordering::SeqCst) + 1;
     if run <= failures { Err(TaskError::new("not yet")) } else { Ok(run) }
@@ -124,6 +132,27 @@ async fn a_queue_that_holds_messages_is_left_alone() {
         task.unwrap().wait(HOUR).await.unwrap();
     }
     assert_eq!(here.runs(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_was_lost_behind_a_backlog_runs_when_workers_take_what_came_later() {
+    let here = Installation::new().await;
+    let (client, queue) = (here.app.client(), [QueueName::parse("default").unwrap()]);
+    for _ in 0..300 {
+        client.send(BUSY.call(())).await.unwrap();
+    }
+    let task = client.send(WORK.call((0,)).countdown(MINUTE)).await.unwrap();
+    let sent = Instant::now();
+    assert_eq!(here.broker.lose_delayed(), 1);
+    let _running = Running::start(here.worker().task(BUSY, busy).concurrency(1));
+    while !task.state().await.unwrap().is_final() {
+        client.send(BUSY.call(())).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let waiting = here.broker.depth(&queue).await.unwrap()[0].ready;
+        assert!(waiting > Some(100) && sent.elapsed() < HOUR, "{waiting:?} {:?}", sent.elapsed());
+    }
+    assert!(sent.elapsed() > 11 * MINUTE, "it may still have been in its queue");
+    assert_eq!((here.runs(), here.overdue()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

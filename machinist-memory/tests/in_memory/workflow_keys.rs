@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use machinist_core::{
-    App, SendError, TaskDef, TaskError, TaskId, Worker,
-    backend::Backend,
+    App, ControlError, SendError, TaskDef, TaskError, TaskId, Worker,
+    backend::{Backend, Commit},
     id::{RecordId, RecordKind},
     record::{FailureKind, TaskState},
     sign::{Algorithm, Key, KeyState, Keyring},
@@ -17,6 +17,7 @@ use crate::support::Running;
 const ECHO: TaskDef<String, String> = TaskDef::new("echo");
 const JOIN: TaskDef<Vec<String>, String> = TaskDef::new("join");
 const MAIL: TaskDef<String, ()> = TaskDef::new("mail");
+const BREAKS: TaskDef<String, String> = TaskDef::new("breaks");
 const WAIT: Duration = Duration::from_secs(60);
 
 async fn echo(text: String) -> Result<String, TaskError> {
@@ -25,6 +26,10 @@ async fn echo(text: String) -> Result<String, TaskError> {
 
 async fn join(all: Vec<String>) -> Result<String, TaskError> {
     Ok(all.concat())
+}
+
+async fn breaks(_: String) -> Result<String, TaskError> {
+    Err(TaskError::permanent("broken"))
 }
 
 async fn app(broker: &Arc<MemoryBroker>, backend: &Arc<MemoryBackend>, keys: Vec<Key>) -> App {
@@ -93,5 +98,27 @@ async fn a_step_that_the_key_of_a_worker_may_not_publish_is_rejected_and_said() 
     let after = sender.result(after).wait_record(WAIT).await.unwrap();
     assert_eq!(after.kind, Some(FailureKind::Upstream));
     assert!(after.error.unwrap().message().contains(".s1"));
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workflow_whose_root_has_an_end_that_no_worker_signed_is_not_sent_again() {
+    let (broker, backend) = (Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()));
+    let app = app(&broker, &backend, vec![Key::generate(Algorithm::HmacSha256, "own").unwrap()]).await;
+    let worker = Running::start(Worker::builder(&app).task(ECHO, echo).task(BREAKS, breaks));
+    let workflow = chain(ECHO.call("x")).then(BREAKS.with(()));
+    let root = workflow.id().clone();
+    let ended = app.client().send(workflow).await.unwrap().wait_record(WAIT).await.unwrap();
+    assert_eq!(ended.state, TaskState::Failure);
+    let mut forged = Commit::new(root.clone());
+    let end = r#"{"at":5,"state":"FAILURE","kind":"error","error":["made up"]}"#;
+    forged.drop = vec!["end".into()];
+    forged.facts = vec![("end".into(), end.into())];
+    backend.commit(vec![forged.into()]).await.pop().unwrap().unwrap();
+    let refused = app.client().retry_workflow(&root).await;
+    assert!(
+        matches!(&refused, Err(ControlError::NoMessage { why, .. }) if why.contains("no signature")),
+        "{refused:?}"
+    );
     worker.stop().await;
 }

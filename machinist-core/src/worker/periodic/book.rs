@@ -30,6 +30,10 @@ use crate::{
 
 /// Interval at which the worker that has the turn says that it has a definition.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(60);
+/// The index of periodic tasks, in the log.
+const LIST: &str = "the list of periodic tasks";
+/// A record of a periodic task, in the log.
+const RECORD: &str = "the record of a periodic task";
 /// Wait before a tick is tried again that could not be sent.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -84,7 +88,8 @@ impl Book {
 
     /// Reads all records, and writes back what the backend has lost.
     pub(super) async fn refresh(&mut self, worker: &WorkerContext) -> Result<(), BackendError> {
-        for name in worker.app.client().periodic_names().await? {
+        // Without the list, those that are known go on.
+        for name in worker.passed_over(LIST, worker.app.client().periodic_names().await)? {
             self.0.entry(name.into()).or_default();
         }
         let names: Vec<_> = self.0.keys().cloned().collect();
@@ -110,7 +115,7 @@ impl Book {
         let mut updates = Vec::new();
         for (name, answer) in names.iter().zip(answers) {
             // A refusal means that another worker was faster.
-            if let Committed::Done { .. } = answer? {
+            if let Some(Committed::Done { .. }) = worker.passed_over(RECORD, answer.map(Some))? {
                 tracing::warn!(%name, "the backend has lost a periodic task; it was written back");
             }
             updates.push(IndexUpdate::Put {
@@ -119,7 +124,7 @@ impl Book {
                 member: name.to_string(),
             });
         }
-        worker.app.backend().update_indexes(updates).await?;
+        worker.passed_over(LIST, worker.app.backend().update_indexes(updates).await)?;
         self.read(worker, &names).await
     }
 
@@ -176,10 +181,12 @@ impl Book {
         let answers = worker.app.backend().commit(commits).await;
         let put =
             |name: &Arc<str>| IndexUpdate::Put { index: Index::Periodic, at: now, member: name.to_string() };
-        worker.app.backend().update_indexes(names.iter().map(put).collect()).await?;
+        let listed = worker.app.backend().update_indexes(names.iter().map(put).collect()).await;
+        worker.passed_over(LIST, listed)?;
         self.read(worker, &names).await?;
         for (name, answer) in names.iter().zip(answers) {
-            if let (Committed::Done { .. }, Some(entry)) = (answer?, self.0.get_mut(name)) {
+            let answer = worker.passed_over(RECORD, answer.map(Some))?;
+            if let (Some(Committed::Done { .. }), Some(entry)) = (answer, self.0.get_mut(name)) {
                 entry.announced = Some(Instant::now());
             }
         }

@@ -1,8 +1,13 @@
 //! Turns of a worker: for each periodic task, one worker at a time ticks.
 //!
-//! A turn is a record that expires unless it is kept. Nothing depends on there being one holder only: it saves work.
+//! A turn is a record that expires unless it is kept. Nothing depends on there being one holder only: it saves work. So
+//! every worker has a turn whose record another program has spoilt.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -26,11 +31,18 @@ pub(super) struct Turns {
     held: HashMap<Arc<str>, Instant>,
     /// Time at which each turn was asked for last.
     asked: HashMap<Arc<str>, Instant>,
+    /// Turns whose records cannot be used.
+    unusable: HashSet<Arc<str>>,
 }
 
 impl Turns {
     pub(super) fn new(worker: &str) -> Self {
-        Self { holder: format!("{worker} {}", RunId::fresh()), held: HashMap::new(), asked: HashMap::new() }
+        Self {
+            holder: format!("{worker} {}", RunId::fresh()),
+            held: HashMap::new(),
+            asked: HashMap::new(),
+            unusable: HashSet::new(),
+        }
     }
 
     /// Returns `true` if this worker has the turn now.
@@ -57,6 +69,7 @@ impl Turns {
         let now = Instant::now();
         let gone: Vec<_> = self.held.keys().filter(|held| !names.contains(held)).cloned().collect();
         self.asked.retain(|asked, _| names.contains(asked));
+        self.unusable.retain(|unusable| names.contains(unusable));
         let ends = gone.iter().map(|name| end_turn(&work(name), &self.holder));
         let asks: Vec<_> = names
             .into_iter()
@@ -80,11 +93,20 @@ impl Turns {
         for (name, answer) in asks.into_iter().zip(answers) {
             match answer {
                 Ok(Committed::Done { .. }) => {
+                    self.unusable.remove(&name);
                     self.held.insert(Arc::clone(&name), now + TURN);
                 }
                 Ok(Committed::Refused(_)) => {
+                    self.unusable.remove(&name);
                     // A turn that has expired is taken in the next round, if nobody else has it.
                     self.held.remove(&name);
+                }
+                Err(error) if error.is_of_one_record() => {
+                    if self.unusable.insert(Arc::clone(&name)) {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(%name, error, "a turn cannot be used: every worker has it");
+                    }
+                    self.held.insert(Arc::clone(&name), now + TURN);
                 }
                 Err(error) => {
                     failed = Some(error);

@@ -284,6 +284,17 @@ impl TaskProcessor {
             }
             match reply {
                 StartReply::Settle(settlement) => return settlement,
+                StartReply::Started(claim)
+                    if active.verified_under != self.worker.app.0.trust.generation() =>
+                {
+                    // The request has waited for the backend, for minutes perhaps, and the ring was replaced meanwhile.
+                    Box::pin(self.worker.give_up_start(&registered, &claim)).await;
+                    drop((slot, registered));
+                    match Box::pin(self.worker.verify_again(active)).await {
+                        Some(settlement) => return settlement,
+                        None => continue,
+                    }
+                }
                 StartReply::Started(claim) if undecided => {
                     // The run that holds the place has just ended, or its process has died before the start: the task takes
                     // a place when it is free. A delivery that went back to the broker would come again at once.

@@ -84,11 +84,14 @@ async fn a_stale_message_stays_stale_and_a_fresh_one_does_not_become_it() {
         matches!(&outcomes[..], [DeadLetterOutcome::Refused(why)] if why.starts_with("stale")),
         "{outcomes:?}"
     );
-    let again = app.client().retry(old.id()).await;
-    assert!(
-        matches!(&again, Err(ControlError::NoMessage { why, .. }) if why.starts_with("stale")),
-        "{again:?}"
-    );
+    for again in
+        [app.client().retry(old.id()).await.map(drop), app.client().call_of(old.id()).await.map(drop)]
+    {
+        assert!(
+            matches!(&again, Err(ControlError::NoMessage { why, .. }) if why.starts_with("stale")),
+            "{again:?}"
+        );
+    }
     running.stop().await;
 
     let malformed = machinist_core::Signature::new("add").arg("no number");
@@ -115,11 +118,14 @@ async fn an_end_that_no_worker_signed_is_no_reason_to_send_again() {
     let end = r#"{"at":5,"state":"FAILURE","kind":"error","error":["made up"]}"#;
     commit.facts = vec![("end".into(), end.into())];
     harness.backend.commit(vec![commit.into()]).await.pop().unwrap().unwrap();
-    let refused = app.client().retry(late.id()).await;
-    assert!(
-        matches!(&refused, Err(ControlError::NoMessage { why, .. }) if why.contains("no signature")),
-        "{refused:?}"
-    );
+    for refused in
+        [app.client().retry(late.id()).await.map(drop), app.client().call_of(late.id()).await.map(drop)]
+    {
+        assert!(
+            matches!(&refused, Err(ControlError::NoMessage { why, .. }) if why.contains("no signature")),
+            "{refused:?}"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

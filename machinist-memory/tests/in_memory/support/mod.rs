@@ -1,12 +1,17 @@
-//! A worker under way, shared by the tests over the in-memory adapters.
+//! A worker under way, and a backend in which another program has written, shared by the tests over the in-memory
+//! adapters.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
+
+mod spoilt_backend;
 
 use std::time::Duration;
 
 use machinist_core::{WorkerBuilder, worker::Drained};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use spoilt_backend::SpoiltBackend;
 
 /// Sends short tasks one after the other, so that the only worker knows its runs to be short, and holds more deliveries than
 /// it has slots.
