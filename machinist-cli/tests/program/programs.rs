@@ -1,13 +1,19 @@
 //! Programs of command tasks as processes: how they end, and what they inherit.
 
-use std::path::Path;
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
 
-use crate::support::{Folder, contents, eventually, gone};
+use crate::support::{Folder, WAIT_TIMEOUT, contents, eventually, gone};
 
 /// Shell script that starts a process in a new session, and returns when its id is in the file `child`.
 const LEAVES_THE_GROUP: &str =
@@ -287,6 +293,41 @@ fn a_task_waits_while_no_program_can_be_started() {
 }
 
 #[test]
+#[test]
+fn a_supervisor_that_gets_no_thread_starts_no_program() {
+    let folder = Folder::new();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let mut supervisor = Command::new(env!("CARGO_BIN_EXE_machinist"))
+        .args(["internal-supervise-program", "touch"])
+        .current_dir(folder.path())
+        // No address space has room for such a stack, so the system refuses every thread.
+        .env("RUST_MIN_STACK", (1_u64 << 50).to_string())
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let text = |text: &str| json!({ "Unix": text.as_bytes() });
+    let path = std::env::var("PATH").unwrap_or_default();
+    let order = json!({
+        "program": text("touch"),
+        "args": ["started"],
+        "environment": [[text("PATH"), text(&path)]],
+        "folder": null,
+        "user": null,
+        "open_files": null,
+        "input_bytes": 0,
+    });
+    writeln!(ours, "{order}").unwrap();
+    ours.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+    let mut reports = String::new();
+    ours.read_to_string(&mut reports).unwrap();
+    supervisor.wait().unwrap();
+    let report: serde_json::Value = serde_json::from_str(&reports).unwrap();
+    assert_eq!(report["Failed"]["errno"], nix::errno::Errno::EAGAIN as i32, "{reports}");
+    assert!(!folder.path().join("started").exists());
+}
+
 fn as_first_process_it_reaps_and_hears_signals() {
     let folder = Folder::with("[tasks.leave]\ncommand = [\"sh\", \"-c\", \"echo ok\"]\n");
     let mut first = folder.start(&["internal-first-process", "worker"]);
