@@ -242,12 +242,13 @@ fn a_value_becomes_no_option_of_a_program() {
     let refused = folder.outcome(&["sort", "--", "--output=taken"]);
     assert_eq!(refused["kind"], "malformed");
     assert!(!Path::new(&folder.path().join("taken")).exists());
+    assert_eq!(folder.outcome(&["sort", "--", "-9"])["kind"], "malformed", "a number is an option too");
     assert_eq!(folder.outcome(&["safe", "--", "--x"])["results"], json!(["-- --x"]));
 }
 
 #[test]
 fn numbers_arrive_as_they_were_typed() {
-    let folder = Folder::with("[tasks.show]\ncommand = [\"printf\", \"%s\", \"{0}\"]\n");
+    let folder = Folder::with("[tasks.show]\ncommand = [\"printf\", \"--\", \"%s\", \"{0}\"]\n");
     let _worker = folder.worker(&["--demo"]);
     for number in ["1.10", "1e10", "12345678901234567890123", "18446744073709551616", "-0", "1.5", "-7"] {
         let ran = folder.run(&["send", "show", "--wait=60s", "--", number]).ended(0);
