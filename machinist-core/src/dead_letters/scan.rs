@@ -16,7 +16,7 @@ use crate::{
 
 /// Time without another letter after which a scan ends.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Number of letters that the broker sends before the scan has seen them. Nobody knows their sizes.
+/// Number of letters that the broker sends before the scan has seen them. Small, because they can be of any size.
 const READ_AHEAD: u16 = 4;
 /// Size of the letters that a scan keeps, in bytes, from which on it moves them.
 const MAX_KEPT_BYTES: usize = 64 << 20;
