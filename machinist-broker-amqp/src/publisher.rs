@@ -102,7 +102,7 @@ struct RequiredTopology {
 /// Reason that no message of a queue can be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum QueueRefusal {
-    /// There is no such queue.
+    /// The queue does not exist.
     Unroutable,
     /// Something on the way to the queue is missing: an exchange, a level of the ladder. It can be there later.
     NotYet(String),
