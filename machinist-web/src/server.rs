@@ -34,15 +34,15 @@ use tower::ServiceExt as _;
 
 use crate::dashboard::MAX_BODY;
 
-/// Bounds of the server.
-const BOUNDS: Bounds =
-    Bounds { connections: 1024, head: Duration::from_secs(10), body: Duration::from_secs(10) };
+/// ServerBounds of the server.
+const BOUNDS: ServerBounds =
+    ServerBounds { connections: 1024, head: Duration::from_secs(10), body: Duration::from_secs(10) };
 /// Time that open requests get to end when the server stops.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Bounds of what clients take.
+/// ServerBounds of what clients take.
 #[derive(Debug, Clone, Copy)]
-struct Bounds {
+struct ServerBounds {
     /// Maximum number of open connections. One more closes another.
     connections: usize,
     /// Maximum time until a connection has sent the head of its next request.
@@ -59,9 +59,14 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
     serve_within(BOUNDS, listener, router, stop).await;
 }
 
-async fn serve_within(bounds: Bounds, listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
+async fn serve_within(
+    bounds: ServerBounds,
+    listener: TcpListener,
+    router: Router,
+    stop: impl Future<Output = ()>,
+) {
     let stopping = CancellationToken::new();
-    let mut connections = Connections::default();
+    let mut connections = ConnectionPlaces::default();
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -92,7 +97,7 @@ async fn serve_within(bounds: Bounds, listener: TcpListener, router: Router, sto
 
 /// Open connections, the oldest first.
 #[derive(Debug, Default)]
-struct Connections {
+struct ConnectionPlaces {
     tasks: JoinSet<()>,
     open: VecDeque<OpenConnection>,
 }
@@ -104,7 +109,7 @@ struct OpenConnection {
     has_asked: Arc<AtomicBool>,
 }
 
-impl Connections {
+impl ConnectionPlaces {
     /// Closes a connection if there are as many as there may be: the oldest that has asked nothing, else the oldest.
     fn make_room(&mut self, most: usize) {
         while self.tasks.try_join_next().is_some() {}
@@ -127,7 +132,7 @@ impl Connections {
 
 /// One connection of a client.
 struct ServedConnection {
-    bounds: Bounds,
+    bounds: ServerBounds,
     peer: SocketAddr,
     router: Router,
     has_asked: Arc<AtomicBool>,
@@ -184,7 +189,7 @@ mod tests {
     use super::*;
 
     /// Starts a server, and returns its address.
-    async fn start(bounds: Bounds) -> SocketAddr {
+    async fn start(bounds: ServerBounds) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/", get(|| async { "well" }).post(|body: String| async { body }));
@@ -220,7 +225,7 @@ mod tests {
 
     #[tokio::test]
     async fn silent_connections_keep_nobody_out() {
-        let address = start(Bounds { connections: 2, head: LONG, body: LONG }).await;
+        let address = start(ServerBounds { connections: 2, head: LONG, body: LONG }).await;
         let oldest = connect(address, "").await;
         let _other = connect(address, "GET / HT").await;
         assert!(rest(connect(address, GET).await).await.ends_with("well"));
@@ -230,7 +235,7 @@ mod tests {
 
     #[tokio::test]
     async fn heads_come_in_time() {
-        let address = start(Bounds { connections: 9, head: SHORT, body: LONG }).await;
+        let address = start(ServerBounds { connections: 9, head: SHORT, body: LONG }).await;
         for begun in ["", "GET / HTTP/1.1\r\nHost: loc"] {
             assert!(!rest(connect(address, begun).await).await.contains("well"), "{begun:?}");
         }
@@ -238,9 +243,9 @@ mod tests {
 
     #[tokio::test]
     async fn bodies_come_in_time_and_are_small() {
-        let address = start(Bounds { connections: 9, head: LONG, body: SHORT }).await;
+        let address = start(ServerBounds { connections: 9, head: LONG, body: SHORT }).await;
         assert!(rest(connect(address, &post(4, "we")).await).await.contains(" 408 "));
-        let patient = start(Bounds { connections: 9, head: LONG, body: LONG }).await;
+        let patient = start(ServerBounds { connections: 9, head: LONG, body: LONG }).await;
         assert!(rest(connect(patient, &post(4, "well")).await).await.ends_with("well"));
         assert!(rest(connect(patient, &post(MAX_BODY + 1, "")).await).await.contains(" 413 "));
     }
