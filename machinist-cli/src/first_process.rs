@@ -8,6 +8,7 @@ use std::{
     io::{self, IsTerminal, stdin},
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Command, ExitCode, ExitStatus},
+    sync::mpsc::channel,
     thread,
 };
 
@@ -55,6 +56,17 @@ fn run(mut command: Command) -> io::Result<ExitCode> {
     let mut signals = Signals::new(PASSED_ON)?;
     #[cfg(target_os = "linux")]
     rustix::process::set_child_subreaper(Some(getpid()))?;
+    // Before the child: the system can refuse a thread, and then this process does the work itself.
+    let (started, starts) = channel();
+    thread::Builder::new().spawn(move || {
+        let Ok(child) = starts.recv() else { return };
+        for signal in signals.forever() {
+            if let Some(signal) = Signal::from_named_raw(signal) {
+                // A child that has just ended needs no signal.
+                let _gone = kill_process(child, signal);
+            }
+        }
+    })?;
     // A group of its own, so that a terminal sends its signals once.
     let child = command.process_group(0).spawn()?;
     let child = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -63,14 +75,8 @@ fn run(mut command: Command) -> io::Result<ExitCode> {
         // Only the foreground of a terminal hears Ctrl-C. Where the terminal is not ours, it stays as it is.
         let _not_ours = rustix::termios::tcsetpgrp(stdin(), child);
     }
-    thread::spawn(move || {
-        for signal in signals.forever() {
-            if let Some(signal) = Signal::from_named_raw(signal) {
-                // A child that has just ended needs no signal.
-                let _gone = kill_process(child, signal);
-            }
-        }
-    });
+    // The thread waits for it, and does not end before.
+    let _sent = started.send(child);
     loop {
         match rustix::process::wait(WaitOptions::empty()) {
             Ok(Some((process, status))) if process == child => {

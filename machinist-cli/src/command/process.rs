@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    io, mem,
+    fmt, io, mem,
     os::unix::{net::UnixStream, process::ExitStatusExt},
     pin::pin,
     process::{ExitStatus, Stdio},
@@ -188,11 +188,25 @@ impl Drop for RunSupervisor {
     }
 }
 
-/// Returns `true` for an error of a start that comes from a shortage on this host: too many open files or processes, or
-/// too little memory. It says nothing about the task.
+/// Error of a run whose supervisor ended before it could start the program: the system refused it memory, for example, or
+/// killed it. Nothing of the task has run.
+#[derive(Debug)]
+struct NoSupervisor;
+
+impl fmt::Display for NoSupervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the supervisor of the program ended before it started the program")
+    }
+}
+
+impl std::error::Error for NoSupervisor {}
+
+/// Returns `true` for an error of a start that comes from a shortage on this host: too many open files, processes or
+/// threads, or too little memory. It says nothing about the task.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     let shortages = [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM];
     error.raw_os_error().is_some_and(|code| shortages.iter().any(|errno| errno.raw_os_error() == code))
+        || error.get_ref().is_some_and(|error| error.is::<NoSupervisor>())
 }
 
 /// Runs a program to its end, with `input` on its standard input, and passes each line of its standard error to `log`.
@@ -218,13 +232,23 @@ pub(crate) async fn run(
     line.extend_from_slice(input);
     // A supervisor that somebody ended does not read; the missing report tells it.
     let _ended = requests.write_all(&line).await;
-    let group = match next_report(&mut reports).await? {
+    let mut report = next_report(&mut reports).await?;
+    let is_starting = report == Some(Report::Starting);
+    if is_starting {
+        report = next_report(&mut reports).await?;
+    }
+    let group = match report {
         Some(Report::Started(id)) => Pid::from_raw(id),
         Some(Report::Failed { errno, text }) => {
             supervisor.ended().await?;
             return Err(errno.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error));
         }
-        Some(Report::Ended { .. }) | None => None,
+        None if !is_starting => {
+            supervisor.ended().await?;
+            return Err(io::Error::other(NoSupervisor));
+        }
+        // The program may run.
+        Some(Report::Starting | Report::Ended { .. }) | None => None,
     };
     // INVARIANT: both are piped above, and taken once.
     let process = supervisor.process.as_mut().expect("the supervisor runs");
@@ -392,6 +416,23 @@ mod tests {
         pieces.iter().for_each(|piece| lines.add(piece));
         lines.finish();
         (passed, last.into())
+    }
+
+    #[tokio::test]
+    async fn a_supervisor_that_ends_before_the_program_is_a_shortage() {
+        // The program of this test stands for the supervisor: it finds no test of these names, and ends.
+        let order = RunOrder {
+            program: "/no/such/program".into(),
+            args: Vec::new(),
+            environment: Vec::new(),
+            folder: None,
+            user: None,
+            open_files: None,
+            input_bytes: 0,
+        };
+        let ended = run(&order, b"{}", |_| {}, &CancellationToken::new(), &Programs::default()).await;
+        let error = ended.expect_err("nothing has run");
+        assert!(is_shortage(&error), "{error}");
     }
 
     #[test]

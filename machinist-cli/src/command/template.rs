@@ -2,14 +2,13 @@
 //!
 //! Each template becomes exactly one argument, and no shell reads it, so no value can become a second argument or
 //! another command. Nor can it become an option: a value at the beginning of an argument must not begin with a dash,
-//! unless it is a number, the argument stands after `--`, or the task allows it.
+//! unless the argument stands after `--` or the task allows it. That holds for numbers too: -9 is a signal of `kill`, and a
+//! count of `head`.
 
 use std::collections::BTreeMap;
 
 use machinist::Arg;
 use serde_json::Value;
-
-use crate::spelling;
 
 /// One argument of a command line, with placeholders.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,10 +99,7 @@ impl Template {
         if filled.contains('\0') {
             return Err("an argument holds a NUL character, which no command line can carry".to_owned());
         }
-        if filled.starts_with('-')
-            && !matches!(self.parts.first(), Some(Part::Text(_)))
-            && !self.dash_values
-            && !spelling::is_number(&filled)
+        if filled.starts_with('-') && !matches!(self.parts.first(), Some(Part::Text(_))) && !self.dash_values
         {
             return Err("a value that begins with a dash would be an option of the program; the worker's \
                         machinist.toml allows it by \"--\" before the placeholder or by dash_values = true"
@@ -273,7 +269,10 @@ mod tests {
         assert!(fill(&["--to={0}", "./{0}"], false, evil()).is_ok());
         assert!(fill(&["{0}"], true, evil()).is_ok());
         for number in [json!(-5), json!(-1.5), json!("-1.10"), json!("-0")] {
-            assert!(fill(&["{0}"], false, number).is_ok());
+            assert!(fill(&["{0}"], false, number.clone()).is_err(), "kill -9: {number}");
+            assert!(fill(&["--", "{0}"], false, number.clone()).is_ok(), "{number}");
+            assert!(fill(&["{0}"], true, number.clone()).is_ok(), "{number}");
+            assert!(fill(&["--by={0}"], false, number.clone()).is_ok(), "{number}");
         }
         for text in ["-", "-1x", "-e", "-5 "] {
             assert!(fill(&["{0}"], false, json!(text)).is_err(), "{text}");

@@ -19,7 +19,7 @@ use std::{
             process::{CommandExt, ExitStatusExt},
         },
     },
-    process::{Command, ExitCode, ExitStatus, Stdio},
+    process::{ChildStdin, Command, ExitCode, ExitStatus, Stdio},
     sync::{
         Arc,
         atomic::AtomicBool,
@@ -64,27 +64,11 @@ enum RunEvent {
 }
 
 fn run() -> io::Result<()> {
-    // Signals to all processes of a service are for the worker, which decides what ends. A handler, unlike an ignored
-    // signal, does not pass to the program.
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
-        signal_hook::flag::register(signal.as_raw(), Arc::new(AtomicBool::new(false)))?;
-    }
-    lead_session();
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut from_worker = BufReader::new(control.try_clone()?);
-    let mut line = String::new();
-    from_worker.read_line(&mut line)?;
-    if line.is_empty() {
+    let RunningProgram { program, events } = match start_ordered(&control) {
+        Ok(Some(running)) => running,
         // The worker was ended before it gave the order.
-        return Ok(());
-    }
-    let order: RunOrder = serde_json::from_str(&line)?;
-    let mut input = vec![0; order.input_bytes];
-    from_worker.read_exact(&mut input)?;
-    #[cfg(target_os = "linux")]
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-    let program = match start(&order, input) {
-        Ok(program) => program,
+        Ok(None) => return Ok(()),
         Err(error) => {
             let (errno, text) = (error.raw_os_error(), error.to_string());
             return report(&control, &Report::Failed { errno, text });
@@ -92,13 +76,73 @@ fn run() -> io::Result<()> {
     };
     // If the worker is gone, the next read tells it.
     let _gone = report(&control, &Report::Started(program.as_raw_nonzero().get()));
-    let (sender, events) = channel();
-    let requests = sender.clone();
-    thread::spawn(move || read_requests(from_worker, &requests));
-    thread::spawn(move || reap(&sender));
     let (status, left) = supervise(program, &events);
     let _gone = report(&control, &Report::Ended { status, left });
     Ok(())
+}
+
+/// Program that runs.
+struct RunningProgram {
+    program: Pid,
+    events: Receiver<RunEvent>,
+}
+
+/// Takes the order of the worker, and starts the program. Returns `None` if the worker was ended before it gave the order.
+///
+/// Everything that the system can refuse comes before the program, above all the threads: what runs cannot be started
+/// again, and says nothing about the task if it has to be ended for a thread.
+///
+/// # Errors
+/// The program does not run.
+fn start_ordered(control: &UnixStream) -> io::Result<Option<RunningProgram>> {
+    // Signals to all processes of a service are for the worker, which decides what ends. A handler, unlike an ignored
+    // signal, does not pass to the program.
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        signal_hook::flag::register(signal.as_raw(), Arc::new(AtomicBool::new(false)))?;
+    }
+    lead_session();
+    let mut from_worker = BufReader::new(control.try_clone()?);
+    let mut line = String::new();
+    from_worker.read_line(&mut line)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    let order: RunOrder = serde_json::from_str(&line)?;
+    let mut input = vec![0; order.input_bytes];
+    from_worker.read_exact(&mut input)?;
+    #[cfg(target_os = "linux")]
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    let (sender, events) = channel();
+    let requests = sender.clone();
+    spawn_thread(move || read_requests(from_worker, &requests))?;
+    let (begin_reaping, begun) = channel();
+    // Without a program there is nothing to reap, and the thread would end at once.
+    spawn_thread(move || {
+        if begun.recv().is_ok() {
+            reap(&sender);
+        }
+    })?;
+    let (give_stdin, stdin) = channel::<ChildStdin>();
+    spawn_thread(move || {
+        if let Ok(mut stdin) = stdin.recv() {
+            // A program need not read its input; a closed pipe is no failure.
+            let _not_read = stdin.write_all(&input);
+        }
+    })?;
+    report(control, &Report::Starting)?;
+    let (program, stdin) = start(&order)?;
+    // The threads wait for these as long as this process lives.
+    let _sent = begin_reaping.send(());
+    let _sent = stdin.map(|stdin| give_stdin.send(stdin));
+    Ok(Some(RunningProgram { program, events }))
+}
+
+/// Starts a thread.
+///
+/// # Errors
+/// The system refuses it. `thread::spawn` would panic.
+fn spawn_thread(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().spawn(work).map(drop)
 }
 
 /// Makes this process the leader of a session, so that the worker finds the processes of the run by its id, also if this
@@ -131,8 +175,8 @@ pub(crate) async fn end_orphans(supervisor: Pid) -> usize {
     }
 }
 
-/// Starts the program, and a thread that writes its input.
-fn start(order: &RunOrder, input: Vec<u8>) -> io::Result<Pid> {
+/// Starts the program. Returns its standard input too.
+fn start(order: &RunOrder) -> io::Result<(Pid, Option<ChildStdin>)> {
     if let Some(soft) = order.open_files {
         let limit = Rlimit { current: Some(soft), ..getrlimit(Resource::Nofile) };
         setrlimit(Resource::Nofile, limit)?;
@@ -147,12 +191,9 @@ fn start(order: &RunOrder, input: Vec<u8>) -> io::Result<Pid> {
         command.uid(ids.user).gid(ids.group);
     }
     let mut child = command.spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program need not read its input; a closed pipe is no failure.
-        thread::spawn(move || drop(stdin.write_all(&input)));
-    }
     let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    id.ok_or_else(|| io::Error::other("the system gave the program no process id"))
+    let id = id.ok_or_else(|| io::Error::other("the system gave the program no process id"))?;
+    Ok((id, child.stdin.take()))
 }
 
 fn report(mut to: &UnixStream, report: &Report) -> io::Result<()> {

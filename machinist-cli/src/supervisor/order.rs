@@ -43,6 +43,8 @@ pub(crate) struct UserIds {
 /// Message of a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Report {
+    /// The program is about to be started. If the supervisor ends without this report, nothing of the task has run.
+    Starting,
     /// The program runs, with this process id, which is also that of its process group.
     Started(i32),
     /// The program could not be started.

@@ -1,13 +1,19 @@
 //! Programs of command tasks as processes: how they end, and what they inherit.
 
-use std::path::Path;
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
 
-use crate::support::{Folder, contents, eventually, gone};
+use crate::support::{Folder, WAIT_TIMEOUT, contents, eventually, gone};
 
 /// Shell script that starts a process in a new session, and returns when its id is in the file `child`.
 const LEAVES_THE_GROUP: &str =
@@ -236,12 +242,13 @@ fn a_value_becomes_no_option_of_a_program() {
     let refused = folder.outcome(&["sort", "--", "--output=taken"]);
     assert_eq!(refused["kind"], "malformed");
     assert!(!Path::new(&folder.path().join("taken")).exists());
+    assert_eq!(folder.outcome(&["sort", "--", "-9"])["kind"], "malformed", "a number is an option too");
     assert_eq!(folder.outcome(&["safe", "--", "--x"])["results"], json!(["-- --x"]));
 }
 
 #[test]
 fn numbers_arrive_as_they_were_typed() {
-    let folder = Folder::with("[tasks.show]\ncommand = [\"printf\", \"%s\", \"{0}\"]\n");
+    let folder = Folder::with("[tasks.show]\ncommand = [\"printf\", \"--\", \"%s\", \"{0}\"]\n");
     let _worker = folder.worker(&["--demo"]);
     for number in ["1.10", "1e10", "12345678901234567890123", "18446744073709551616", "-0", "1.5", "-7"] {
         let ran = folder.run(&["send", "show", "--wait=60s", "--", number]).ended(0);
@@ -287,6 +294,41 @@ fn a_task_waits_while_no_program_can_be_started() {
 }
 
 #[test]
+fn a_supervisor_that_gets_no_thread_starts_no_program() {
+    let folder = Folder::new();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let mut supervisor = Command::new(env!("CARGO_BIN_EXE_machinist"))
+        .args(["internal-supervise-program", "touch"])
+        .current_dir(folder.path())
+        // No address space has room for such a stack, so the system refuses every thread.
+        .env("RUST_MIN_STACK", (1_u64 << 50).to_string())
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let text = |text: &str| json!({ "Unix": text.as_bytes() });
+    let path = std::env::var("PATH").unwrap_or_default();
+    let order = json!({
+        "program": text("touch"),
+        "args": ["started"],
+        "environment": [[text("PATH"), text(&path)]],
+        "folder": null,
+        "user": null,
+        "open_files": null,
+        "input_bytes": 0,
+    });
+    writeln!(ours, "{order}").unwrap();
+    ours.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+    let mut reports = String::new();
+    ours.read_to_string(&mut reports).unwrap();
+    supervisor.wait().unwrap();
+    let report: serde_json::Value = serde_json::from_str(&reports).unwrap();
+    assert_eq!(report["Failed"]["errno"], nix::errno::Errno::EAGAIN as i32, "{reports}");
+    assert!(!folder.path().join("started").exists());
+}
+
+#[test]
 fn as_first_process_it_reaps_and_hears_signals() {
     let folder = Folder::with("[tasks.leave]\ncommand = [\"sh\", \"-c\", \"echo ok\"]\n");
     let mut first = folder.start(&["internal-first-process", "worker"]);
@@ -304,13 +346,53 @@ fn as_first_process_it_reaps_and_hears_signals() {
 
 #[test]
 fn as_first_process_it_reaps_processes_of_others() {
-    let folder = Folder::with("[tasks.leave]\ncommand = [\"true\"]\n");
+    // A second run, of a worker that stood still for too long, ends at once.
+    let script = "[ -e leader ] && exit; echo $$ > leader; exec sleep 1000";
+    let folder = Folder::with(&format!("[tasks.run]\ncommand = [\"sh\", \"-c\", \"{script}\"]\n"));
     let mut first = folder.start(&["internal-first-process", "worker"]);
     first.stderr.until("is ready");
-    let id = first.id().to_string();
-    // The supervisor of a run is an orphan when its worker is gone, and ends as a child of the first process.
-    folder.write("machinist.toml", "[tasks.leave]\ncommand = [\"true\"]\n");
-    assert_eq!(folder.outcome(&["leave"])["state"], "SUCCESS");
-    eventually("no zombie is left", || (!children(&id).contains(&'Z')).then_some(()));
+    let id = folder.send(&["run"]);
+    let leader = contents(&folder.path().join("leader"));
+    let supervisor = parent(&leader);
+    let worker = parent(&supervisor);
+    assert_eq!(parent(&worker), first.id().to_string());
+    // The worker stands still, so that the program outlives its supervisor.
+    kill(pid(&worker), Signal::SIGSTOP).unwrap();
+    kill(pid(&supervisor), Signal::SIGKILL).unwrap();
+    let adopted = || (parent(&leader) == first.id().to_string()).then_some(());
+    eventually("the first process adopts the program", adopted);
+    kill(pid(&leader), Signal::SIGKILL).unwrap();
+    let reaped = || (!Path::new(&format!("/proc/{leader}")).exists()).then_some(());
+    eventually("the first process reaps the program", reaped);
+    kill(pid(&worker), Signal::SIGCONT).unwrap();
+    folder.run(&["status", &id, "--watch"]);
     first.stop().ended(0);
+}
+
+#[test]
+fn a_worker_that_still_connects_obeys_a_signal() {
+    let mut folder = Folder::new();
+    // It takes connections and says nothing.
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    mute.set_nonblocking(true).unwrap();
+    folder.set("MACHINIST_BROKER", &format!("amqp://{}/%2f", mute.local_addr().unwrap()));
+    folder.set("MACHINIST_BACKEND", "sqlite://machinist.db");
+    folder.set("MACHINIST_KEY_FILE", &folder.key("test.key", "test"));
+    let ended_while_it_connects = |arguments: &[&str]| {
+        // A worker before it may have connected more than once.
+        while mute.accept().is_ok() {}
+        let worker = folder.start(arguments);
+        let connected = eventually("it connects", || mute.accept().ok());
+        worker.signal(Signal::SIGTERM);
+        let ended = worker.end();
+        drop(connected);
+        ended
+    };
+    // Where everything is slow, it may have given the broker up before the signal came.
+    let obeyed = |arguments: &[&str]| {
+        let mut tries = (0..10).map(|_| ended_while_it_connects(arguments));
+        tries.find(|ended| ended.code != 69).expect("the signal ends it, and not the broker's silence")
+    };
+    assert_eq!(obeyed(&["worker", "--demo"]).code, -1, "it has the default action of the signal");
+    assert_eq!(obeyed(&["internal-first-process", "worker", "--demo"]).code, 128 + 15);
 }
