@@ -60,10 +60,7 @@ pub(crate) fn publish(place: &Place, rounds: u32, quick: bool, runs: &[Run]) -> 
 }
 
 fn markdown(machine: &Machine, rounds: u32, quick: bool, runs: &[Run]) -> Result<String> {
-    let mut text = String::new();
-    for line in &machine.lines {
-        writeln!(text, "- {line}")?;
-    }
+    let mut text = machine.list();
     writeln!(
         text,
         "- {rounds} rounds of each case, the two pipelines in turn; medians, in brackets the range"
@@ -278,6 +275,15 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// Prints it as the list above a table.
+    pub(crate) fn print(&self) -> Result<()> {
+        print(self.list().trim_end())
+    }
+
+    fn list(&self) -> String {
+        self.lines.iter().map(|line| format!("- {line}\n")).collect()
+    }
+
     pub(crate) fn look(servers: &str) -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let (cpus, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
