@@ -4,7 +4,7 @@ use machinist_adapter::error::chain;
 
 use super::situation::{Letter, QueueSituation, TaskSituation, WorkflowPart};
 use crate::{
-    affinity::base_queue,
+    affinity::with_base,
     backend::{BackendError, Index},
     broker::QueueDepth,
     client::Client,
@@ -90,8 +90,9 @@ pub(super) async fn queue(client: &Client, name: QueueName) -> Result<QueueSitua
     let known = client.app.backend().list(&Index::Queues, None, KNOWN_QUEUES).await?;
     let depth = client.app.broker().depth(std::slice::from_ref(&name)).await;
     let absent = QueueDepth { queue: name.clone(), ready: None, consumers: None, dead: None };
+    let paused = with_base(&name).any(|queue| paused.contains(&*queue));
     let mut situation = QueueSituation {
-        paused: paused.contains(&name) || base_queue(&name).is_some_and(|base| paused.contains(&base)),
+        paused,
         depth: depth
             .map(|mut depths| depths.pop().unwrap_or(absent))
             .map_err(|error| chain(&error).join(": ")),

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::server_calls::{ServerCalls, Unanswered};
 use crate::{
-    affinity::base_queue,
+    affinity::with_base,
     backend::Committed,
     clock::{Clock, Timestamp},
     fleet::WorkerInfo,
@@ -118,11 +118,9 @@ impl Limits {
             let limit = live.get(&target).or_else(|| own.get(&target))?;
             (!limit.is_empty()).then(|| (target, Arc::clone(limit)))
         };
-        let of_queue = || {
-            // Tasks that require tags are tasks of their queue, and share its limit.
-            found(LimitTarget::Queue(queue.clone())).or_else(|| found(LimitTarget::Queue(base_queue(queue)?)))
-        };
-        found(LimitTarget::Task(task.clone())).into_iter().chain(of_queue()).collect()
+        // Tasks that require tags are tasks of their queue, and share its limit.
+        let of_queue = with_base(queue).find_map(|queue| found(LimitTarget::Queue(queue.into_owned())));
+        found(LimitTarget::Task(task.clone())).into_iter().chain(of_queue).collect()
     }
 
     /// The limits of the code and the configuration of this worker.
