@@ -13,7 +13,7 @@ use crate::{
     backend::{BackendError, Committed},
     error::SendError,
     id::{RecordId, RecordKind, TaskId},
-    limit::{hashed_key, stored_key},
+    limit::{hidden_key, stored_key},
     prepared_signature::PreparedSignature,
     record::{Facts, Failure, FailureKind, failure_without_run, name, next_attempt, retention},
     signature::{SignatureParts, When},
@@ -45,8 +45,8 @@ impl Client {
             (None, None) => serde_json::to_string(&parts.args).expect("arguments are JSON"),
         };
         let trust = &self.app.0.trust;
-        let hidden = trust.encrypts().then(|| trust.keyed_hash("machinist.unique", &key)).flatten();
-        let stored = hidden.map_or_else(|| stored_key(&key), |hash| hashed_key(&hash));
+        let stored =
+            if trust.encrypts() { hidden_key(trust, "machinist.unique", &key) } else { stored_key(&key) };
         let record = RecordId::new(RecordKind::Unique, &format!("{}:{stored}", parts.name));
         Some(UniqueClaim { record, rule, waits })
     }

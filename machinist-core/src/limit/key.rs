@@ -5,10 +5,12 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::args::Arg;
+use crate::{args::Arg, security::Trust};
 
 /// Length of a key up to which it is stored as it is, in bytes. A longer one is stored as its hash.
 const MAX_PLAIN_KEY: usize = 64;
+/// Kind of the hashes of keys of encrypted tasks.
+pub(crate) const KEY_HASH: &str = "machinist.limit";
 /// Length of a template, in bytes.
 const MAX_TEMPLATE: usize = 256;
 
@@ -96,8 +98,14 @@ pub(crate) fn stored_key(key: &str) -> String {
     if plain && !key.starts_with('#') { key.to_owned() } else { hashed_key(&Sha256::digest(key.as_bytes())) }
 }
 
+/// Returns a key of encrypted tasks as it is stored: as a hash that only holders of the signing key can compute, so that nobody
+/// else finds keys by trying. Without a signing key it is stored as any other.
+pub(crate) fn hidden_key(trust: &Trust, kind: &'static str, key: &str) -> String {
+    trust.keyed_hash(kind, key).map_or_else(|| stored_key(key), |hash| hashed_key(&hash))
+}
+
 /// Returns the stored form of a hash or a signature of a key.
-pub(crate) fn hashed_key(hash: &[u8]) -> String {
+fn hashed_key(hash: &[u8]) -> String {
     let hex: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     format!("#{hex}")
 }

@@ -20,7 +20,7 @@ pub use key::LimitKey;
 pub use rate::Rate;
 
 use bucket::Terms;
-pub(crate) use key::{hashed_key, stored_key};
+pub(crate) use key::{KEY_HASH, hidden_key, stored_key};
 pub(crate) use live::{live_limits, remove_limit, set_limit};
 
 use crate::{
