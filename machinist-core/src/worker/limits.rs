@@ -83,9 +83,7 @@ impl Limits {
     /// Replaces the limits of the code and the configuration.
     pub(super) fn set_own(&self, own: HashMap<LimitTarget, Arc<Limit>>) {
         for (target, limit) in &own {
-            if limit.is_paused() {
-                tracing::warn!(%target, %limit, "a limit of zero pauses these tasks: they wait until it is raised");
-            }
+            warn_if_paused(target, limit);
         }
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         self.any.store(!own.is_empty() || !live.is_empty(), Ordering::Relaxed);
@@ -100,6 +98,7 @@ impl Limits {
         if *known != live {
             for (target, limit) in live.iter().filter(|(target, limit)| known.get(target) != Some(limit)) {
                 tracing::info!(%target, %limit, "a limit was set live");
+                warn_if_paused(target, limit);
             }
             *known = live;
         }
@@ -238,6 +237,12 @@ impl Limits {
             pool.known_at = Some(Instant::now());
         }
         Ok(shift(&pool.known))
+    }
+}
+
+fn warn_if_paused(target: &LimitTarget, limit: &Limit) {
+    if limit.is_paused() {
+        tracing::warn!(%target, %limit, "a limit of zero pauses these tasks: they wait until it is raised");
     }
 }
 
