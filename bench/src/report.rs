@@ -88,18 +88,15 @@ fn markdown(machine: &Machine, rounds: u32, quick: bool, runs: &[Run]) -> Result
         )?;
     }
     for m in measured.iter().filter(|m| !m.signed.is_empty()) {
+        let (what, base) = m.compared();
         writeln!(
             text,
-            "\n| {} | tasks/s | {} | worker, µs/task | sender, µs/task |",
-            m.case.title,
-            if m.is_machinery() { "machinery / own wire" } else { "signed / unsigned" }
+            "\n| {} | tasks/s | {what} / {base} | worker, µs/task | sender, µs/task |",
+            m.case.title
         )?;
         writeln!(text, "|---|---|---|---|---|")?;
         let cpu = |share: Option<Share>, tasks| share.map_or(f64::NAN, |share| share.cpu_us / tasks as f64);
-        for (name, runs) in [(if m.is_machinery() { "own wire" } else { "unsigned" }, &m.ours)]
-            .into_iter()
-            .chain(m.signed.iter().map(|(n, r)| (*n, r)))
-        {
+        for (name, runs) in [(base, &m.ours)].into_iter().chain(m.signed.iter().map(|(n, r)| (*n, r))) {
             writeln!(
                 text,
                 "| {name} | {} | {} | {} | {} |",
@@ -199,7 +196,7 @@ struct Measured<'a> {
     case: &'a Case,
     floor: Vec<&'a Run>,
     ours: Vec<&'a Run>,
-    /// By algorithm, or on a queue of another program.
+    /// By algorithm, with limits, or on a queue of another program.
     signed: Vec<(&'static str, Vec<&'a Run>)>,
 }
 
@@ -209,6 +206,7 @@ impl<'a> Measured<'a> {
             runs.iter().filter(|r| r.case == case.name && r.system == system.name()).collect()
         };
         let others = [
+            System::Limited,
             System::Machinery,
             System::Hmac,
             System::Ed25519,
@@ -220,8 +218,16 @@ impl<'a> Measured<'a> {
         Self { case, floor: of(System::Floor), ours: of(System::Machinist), signed }
     }
 
-    fn is_machinery(&self) -> bool {
-        self.signed.iter().any(|(name, _)| *name == System::Machinery.name())
+    /// What is compared, and what it is compared with.
+    fn compared(&self) -> (&'static str, &'static str) {
+        let has = |system: System| self.signed.iter().any(|(name, _)| *name == system.name());
+        if has(System::Machinery) {
+            ("machinery", "own wire")
+        } else if has(System::Limited) {
+            ("limited", "not limited")
+        } else {
+            ("signed", "unsigned")
+        }
     }
 
     fn tasks(&self) -> usize {
