@@ -13,7 +13,7 @@ use crate::{
     backend::{BackendError, Committed},
     error::SendError,
     id::{RecordId, RecordKind, TaskId},
-    limit::{hidden_key, stored_key},
+    limit::{before_key, hidden_key, stored_key},
     prepared_signature::PreparedSignature,
     record::{Facts, Failure, FailureKind, failure_without_run, name, next_attempt, retention},
     signature::{SignatureParts, When},
@@ -47,7 +47,7 @@ impl Client {
         let trust = &self.app.0.trust;
         let stored =
             if trust.encrypts() { hidden_key(trust, "machinist.unique", &key) } else { stored_key(&key) };
-        let record = RecordId::new(RecordKind::Unique, &format!("{}:{stored}", parts.name));
+        let record = RecordId::new(RecordKind::Unique, &format!("{}:{stored}", before_key(&parts.name)));
         Some(UniqueClaim { record, rule, waits })
     }
 

@@ -1,6 +1,6 @@
 //! The key of a limit: one bucket for each value of an argument or a header.
 
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -98,6 +98,15 @@ pub(crate) fn stored_key(key: &str) -> String {
     if plain && !key.starts_with('#') { key.to_owned() } else { hashed_key(&Sha256::digest(key.as_bytes())) }
 }
 
+/// Returns the name of a task or a queue as it stands before a key in the name of a record: with its colons escaped. Otherwise the
+/// key `b:c` of the task `a` would be the key `c` of the task `a:b`.
+pub(crate) fn before_key(name: &str) -> Cow<'_, str> {
+    if !name.contains([':', '%']) {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(name.replace('%', "%25").replace(':', "%3A"))
+}
+
 /// Returns a key of encrypted tasks as it is stored: as a hash that only holders of the signing key can compute, so that nobody
 /// else finds keys by trying. Without a signing key it is stored as any other.
 pub(crate) fn hidden_key(trust: &Trust, kind: &'static str, key: &str) -> String {
@@ -147,6 +156,11 @@ mod tests {
         for wrong in ["", "all", "{", "}", "{}", "a}b{0}", "{0", &"{0}".repeat(100)] {
             assert!(LimitKey::template(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_name_with_colons_is_no_other_name_with_a_key() {
+        assert_eq!(["call", "a:b", "a%3Ab"].map(before_key), ["call", "a%3Ab", "a%253Ab"]);
     }
 
     #[test]

@@ -133,7 +133,7 @@ async fn limit_of(client: &Client, reason: &str) -> Result<Option<(Limit, String
     let is_of = |target: &str| {
         subject.strip_prefix(target).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
     };
-    let found = limits.into_iter().find(|(target, _)| is_of(&target.to_string()));
+    let found = limits.into_iter().find(|(target, _)| is_of(&target.subject()));
     Ok(found.and_then(|(_, definitions)| definitions.into_iter().next()))
 }
 
