@@ -1,7 +1,7 @@
 //! What is measured: one line each.
 
 use crate::order::System::{
-    self, Ed25519, Ed25519Encrypted, Floor, Hmac, HmacEncrypted, Machinery, Machinist,
+    self, Ed25519, Ed25519Encrypted, Floor, Hmac, HmacEncrypted, Limited, Machinery, Machinist,
 };
 
 /// One thing to measure.
@@ -67,7 +67,7 @@ const fn case(name: &'static str, title: &'static str, shape: Shape, tasks: usiz
 }
 
 /// The most important first.
-pub(crate) const CASES: [Case; 22] = [
+pub(crate) const CASES: [Case; 23] = [
     case(
         "drain-256",
         "drain a full queue, concurrency 256",
@@ -165,6 +165,15 @@ pub(crate) const CASES: [Case; 22] = [
         ..case(
             "drain-machinery",
             "drain a full queue of Go machinery, concurrency 256",
+            Shape::Drain { concurrency: 256, sleep_ms: 0 },
+            20_000,
+        )
+    },
+    Case {
+        systems: &[Machinist, Limited],
+        ..case(
+            "limited",
+            "a rate for each of 20 keys that lets all start: drain a full queue, concurrency 256",
             Shape::Drain { concurrency: 256, sleep_ms: 0 },
             20_000,
         )

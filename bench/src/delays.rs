@@ -18,7 +18,9 @@ use xtask::{
 use crate::{
     Place, meter,
     order::{Servers, System},
-    product, report,
+    product,
+    report::Machine,
+    statistics::quantile,
 };
 
 /// Takes the instant for which it was sent, in microseconds.
@@ -84,10 +86,8 @@ pub(crate) async fn run(place: &Place, what: Delays) -> Result<()> {
     let seen = Seen::default();
     let worker = Worker::builder(&app).name("bench").queue(QUEUE).concurrency(64).task(DUE, due);
     let worker = worker.state(app.clone()).state(Arc::clone(&seen)).build()?;
+    Machine::look(&place.servers).print()?;
     let mut out = std::io::stdout();
-    for line in report::Machine::look(&place.servers).lines {
-        writeln!(out, "- {line}")?;
-    }
     let memory = |when: &str| -> Result<String> {
         let own = meter::own_kib("VmRSS")? / 1024;
         let broker = match what.file || what.kill {
@@ -184,10 +184,7 @@ fn lateness(seen: &[(TaskId, i64)], count: usize) -> Result<()> {
     let tasks: HashSet<&TaskId> = seen.iter().map(|(id, _)| id).collect();
     let mut late: Vec<i64> = seen.iter().map(|(_, late)| *late).collect();
     late.sort_unstable();
-    let millis = |share: f64| {
-        let at = ((late.len() as f64 * share) as usize).min(late.len().saturating_sub(1));
-        late.get(at).copied().unwrap_or(0) as f64 / 1000.0
-    };
+    let millis = |share| quantile(&late, share).unwrap_or(0) as f64 / 1000.0;
     writeln!(
         std::io::stdout(),
         "\n{} ran, {} of them twice, {} early; late by p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms, at most {:.1} ms",

@@ -23,6 +23,7 @@ use crate::{
     Place,
     order::{Servers, System},
     product, report,
+    statistics::quantile,
 };
 
 /// Takes its tenant, and the time at which it was sent, in microseconds.
@@ -105,10 +106,8 @@ async fn fair(
 
 /// Measures each design, and prints what the tenants waited.
 pub(crate) async fn run(place: &Place, what: Fairness) -> Result<()> {
+    report::Machine::look(&place.servers).print()?;
     let mut out = std::io::stdout();
-    for line in report::Machine::look(&place.servers).lines {
-        writeln!(out, "- {line}")?;
-    }
     let run_ms = RUN.as_millis();
     writeln!(
         out,
@@ -226,24 +225,23 @@ async fn wait_until(
 
 /// Returns a line of the table.
 fn row(design: Design, seen: &BTreeMap<String, Vec<i64>>, bound: &str, rate: f64) -> String {
-    let few = || seen.iter().filter(|(tenant, _)| *tenant != MANY).map(|(_, waits)| waits.clone());
-    let all: Vec<i64> = few().flatten().collect();
-    let worst = few().map(|waits| quantile(waits, 0.99)).fold(0.0, f64::max);
+    let few = || seen.iter().filter(|(tenant, _)| *tenant != MANY).map(|(_, waits)| sorted(waits.clone()));
+    let all = sorted(few().flatten().collect());
+    let seconds = |waits: &[i64], share| quantile(waits, share).unwrap_or(0) as f64 / 1e6;
+    let worst = few().map(|waits| seconds(&waits, 0.99)).fold(0.0, f64::max);
     format!(
         "| {} | {} | {:.3} | {:.3} | {:.3} | {worst:.3} | {bound} | {rate:.0} |",
         design.told(),
         all.len(),
-        quantile(all.clone(), 0.5),
-        quantile(all.clone(), 0.99),
-        quantile(all, 1.0),
+        seconds(&all, 0.5),
+        seconds(&all, 0.99),
+        seconds(&all, 1.0),
     )
 }
 
-/// Returns a quantile of waits, in seconds: the smallest wait that at least this share of them does not exceed.
-fn quantile(mut waits: Vec<i64>, share: f64) -> f64 {
+fn sorted(mut waits: Vec<i64>) -> Vec<i64> {
     waits.sort_unstable();
-    let rank = (waits.len() as f64 * share).ceil() as usize;
-    waits.get(rank.max(1) - 1).copied().unwrap_or(0) as f64 / 1e6
+    waits
 }
 
 #[cfg(test)]
@@ -251,10 +249,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_waits_that_were_seen() {
-        let waits = || (1..=200).rev().map(|second| second * 1_000_000).collect();
-        assert_eq!([0.0, 0.5, 0.99, 1.0].map(|share| quantile(waits(), share)), [1.0, 100.0, 198.0, 200.0]);
-        assert_eq!(quantile(Vec::new(), 0.5), 0.0);
+    fn a_row_has_the_waits_of_the_tenants_without_a_backlog() {
+        let waits: [(&str, &[i64]); 3] = [(MANY, &[900]), ("a", &[3, 1, 2]), ("b", &[5, 4])];
+        let micros = |waits: &[i64]| waits.iter().map(|second| second * 1_000_000).collect();
+        let seen = waits.iter().map(|(tenant, waits)| ((*tenant).to_owned(), micros(waits))).collect();
+        let row = row(Design::One, &seen, "none", 80.4);
+        assert_eq!(row, "| one queue | 5 | 3.000 | 5.000 | 5.000 | 5.000 | none | 80 |");
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub(crate) enum System {
     Floor,
     /// This project, without keys.
     Machinist,
+    /// This project, without keys, with a rate for each key of a task.
+    Limited,
     /// This project on a queue of Go machinery, with the states that Go expects.
     Machinery,
     /// This project, everything signed with HMAC-SHA256.
@@ -26,6 +28,7 @@ impl System {
         match self {
             Self::Floor => "floor",
             Self::Machinist => "machinist",
+            Self::Limited => "limited",
             Self::Machinery => "machinery",
             Self::Hmac => "hmac",
             Self::Ed25519 => "ed25519",

@@ -10,10 +10,12 @@ use futures_util::future::try_join_all;
 use machinist::{
     App, AppBuilder, Client, QueueName, QueueOptions, Rest, Signature, State, TaskDef, TaskError, Worker,
     amqp::{AmqpBroker, AmqpOptions, ExistingQueue},
+    limit::{Limit, LimitKey, Rate},
     machinery::{MachineryMirror, MachineryProfile},
     redis::{RedisBackend, RedisOptions},
     sign::{Algorithm, Key, Keyring},
     sqlite::{SqliteOptions, SqliteStore, Synchronous},
+    worker::TaskOptions,
 };
 
 use crate::{
@@ -27,6 +29,10 @@ const NOOP: TaskDef<String, ()> = TaskDef::new("noop");
 /// Exchange of the queues that a program of Go declares.
 pub(crate) const MACHINERY_EXCHANGE: &str = "bench-machinery";
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Number of keys of limited tasks.
+const KEYS: usize = 20;
+/// Starts of each of them in a second, and at once: no task has to wait.
+const STARTS: u32 = 10_000;
 
 /// What the handler needs.
 #[derive(Debug, Clone)]
@@ -117,7 +123,7 @@ async fn connect_to_machinery(order: &Order) -> Result<App> {
 /// The same in every process, because a sender's worker must know them. They keep nothing secret.
 fn keys(system: System) -> Result<Vec<Key>> {
     let algorithms: &[Algorithm] = match system {
-        System::Floor | System::Machinist | System::Machinery => &[],
+        System::Floor | System::Machinist | System::Limited | System::Machinery => &[],
         System::Hmac => &[Algorithm::HmacSha256],
         System::Ed25519 => &[Algorithm::Ed25519],
         System::HmacEncrypted => &[Algorithm::HmacSha256, Algorithm::XChaCha20Poly1305],
@@ -129,7 +135,19 @@ fn keys(system: System) -> Result<Vec<Key>> {
 
 fn worker(app: &App, order: &Order, concurrency: usize, shop: Shop) -> Result<Worker> {
     let builder = Worker::builder(app).name("bench").queue(&order.queue).concurrency(concurrency);
-    Ok(builder.state(shop).task(NOOP, noop).task(CALLBACK, callback).build()?)
+    let builder = builder.state(shop).task(NOOP, noop).task(CALLBACK, callback);
+    Ok(match order.system {
+        System::Limited => builder.options("noop", TaskOptions::new().limit(limit()?)),
+        _ => builder,
+    }
+    .build()?)
+}
+
+/// Returns a limit that every task has to ask, and that lets each of them start.
+fn limit() -> Result<Limit> {
+    let rate = Rate::new(STARTS, Duration::from_secs(1)).map_err(anyhow::Error::msg)?;
+    let key = LimitKey::template("{0}").map_err(anyhow::Error::msg)?;
+    Ok(Limit::new().rate(rate).burst(STARTS).key(key))
 }
 
 async fn work(app: &App, order: &Order, concurrency: usize, sleep: Duration) -> Result<Told> {
@@ -157,8 +175,13 @@ async fn idle(app: &App, order: &Order, long: Duration) -> Result<Told> {
     told
 }
 
-fn signature(order: &Order, payload: &str) -> Signature<()> {
-    NOOP.call(payload.to_owned()).queue(&order.queue)
+/// Returns the task of this number.
+fn signature(order: &Order, payload: &str, number: usize) -> Signature<()> {
+    let task = NOOP.call(payload.to_owned()).queue(&order.queue);
+    match order.system {
+        System::Limited => task.limit_key(format!("tenant-{}", number % KEYS)),
+        _ => task,
+    }
 }
 
 async fn send_all(client: &Client, order: &Order, batch: usize) -> Result<Told> {
@@ -167,7 +190,7 @@ async fn send_all(client: &Client, order: &Order, batch: usize) -> Result<Told> 
     let mut left = order.tasks;
     while left > 0 {
         let now = left.min(batch);
-        let signatures = (0..now).map(|_| signature(order, &payload)).collect();
+        let signatures = (0..now).map(|number| signature(order, &payload, number)).collect();
         for answer in client.send_all(signatures).await {
             answer?;
         }
@@ -183,8 +206,8 @@ async fn send_each(client: &Client, order: &Order, callers: usize) -> Result<Tol
         let (client, order, payload) = (client.clone(), order.clone(), payload.clone());
         async move {
             let sending = tokio::spawn(async move {
-                for _ in (caller..order.tasks).step_by(callers) {
-                    client.send(signature(&order, &payload)).await?;
+                for number in (caller..order.tasks).step_by(callers) {
+                    client.send(signature(&order, &payload, number)).await?;
                 }
                 Ok::<_, machinist::SendError>(())
             });
@@ -199,9 +222,9 @@ async fn lone(client: &Client, order: &Order) -> Result<Told> {
     let payload = part::payload(order);
     let watch = part::begin().await?;
     let mut latencies = Vec::with_capacity(order.tasks);
-    for _ in 0..order.tasks {
+    for number in 0..order.tasks {
         let began = Instant::now();
-        client.send(signature(order, &payload)).await?.wait(PATIENCE).await?;
+        client.send(signature(order, &payload, number)).await?.wait(PATIENCE).await?;
         latencies.push(began.elapsed().as_secs_f64() * 1e6);
     }
     watch.told(watch.elapsed(), latencies, Vec::new())

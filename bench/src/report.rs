@@ -60,10 +60,7 @@ pub(crate) fn publish(place: &Place, rounds: u32, quick: bool, runs: &[Run]) -> 
 }
 
 fn markdown(machine: &Machine, rounds: u32, quick: bool, runs: &[Run]) -> Result<String> {
-    let mut text = String::new();
-    for line in &machine.lines {
-        writeln!(text, "- {line}")?;
-    }
+    let mut text = machine.list();
     writeln!(
         text,
         "- {rounds} rounds of each case, the two pipelines in turn; medians, in brackets the range"
@@ -91,18 +88,15 @@ fn markdown(machine: &Machine, rounds: u32, quick: bool, runs: &[Run]) -> Result
         )?;
     }
     for m in measured.iter().filter(|m| !m.signed.is_empty()) {
+        let (what, base) = m.compared();
         writeln!(
             text,
-            "\n| {} | tasks/s | {} | worker, µs/task | sender, µs/task |",
-            m.case.title,
-            if m.is_machinery() { "machinery / own wire" } else { "signed / unsigned" }
+            "\n| {} | tasks/s | {what} / {base} | worker, µs/task | sender, µs/task |",
+            m.case.title
         )?;
         writeln!(text, "|---|---|---|---|---|")?;
         let cpu = |share: Option<Share>, tasks| share.map_or(f64::NAN, |share| share.cpu_us / tasks as f64);
-        for (name, runs) in [(if m.is_machinery() { "own wire" } else { "unsigned" }, &m.ours)]
-            .into_iter()
-            .chain(m.signed.iter().map(|(n, r)| (*n, r)))
-        {
+        for (name, runs) in [(base, &m.ours)].into_iter().chain(m.signed.iter().map(|(n, r)| (*n, r))) {
             writeln!(
                 text,
                 "| {name} | {} | {} | {} | {} |",
@@ -202,7 +196,7 @@ struct Measured<'a> {
     case: &'a Case,
     floor: Vec<&'a Run>,
     ours: Vec<&'a Run>,
-    /// By algorithm, or on a queue of another program.
+    /// By algorithm, with limits, or on a queue of another program.
     signed: Vec<(&'static str, Vec<&'a Run>)>,
 }
 
@@ -212,6 +206,7 @@ impl<'a> Measured<'a> {
             runs.iter().filter(|r| r.case == case.name && r.system == system.name()).collect()
         };
         let others = [
+            System::Limited,
             System::Machinery,
             System::Hmac,
             System::Ed25519,
@@ -223,8 +218,16 @@ impl<'a> Measured<'a> {
         Self { case, floor: of(System::Floor), ours: of(System::Machinist), signed }
     }
 
-    fn is_machinery(&self) -> bool {
-        self.signed.iter().any(|(name, _)| *name == System::Machinery.name())
+    /// What is compared, and what it is compared with.
+    fn compared(&self) -> (&'static str, &'static str) {
+        let has = |system: System| self.signed.iter().any(|(name, _)| *name == system.name());
+        if has(System::Machinery) {
+            ("machinery", "own wire")
+        } else if has(System::Limited) {
+            ("limited", "not limited")
+        } else {
+            ("signed", "unsigned")
+        }
     }
 
     fn tasks(&self) -> usize {
@@ -278,6 +281,15 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// Prints it as the list above a table.
+    pub(crate) fn print(&self) -> Result<()> {
+        print(self.list().trim_end())
+    }
+
+    fn list(&self) -> String {
+        self.lines.iter().map(|line| format!("- {line}\n")).collect()
+    }
+
     pub(crate) fn look(servers: &str) -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let (cpus, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));

@@ -25,6 +25,7 @@ use crate::{
     meter,
     order::{Duty, Order, Servers, System, Told},
     part, product, report,
+    statistics::quantile,
 };
 
 /// No process of a case takes longer than this.
@@ -268,8 +269,8 @@ pub(crate) fn queue(case: &Case, system: System) -> String {
 
 fn percentiles(mut latencies: Vec<f64>) -> Option<[f64; 3]> {
     latencies.sort_unstable_by(f64::total_cmp);
-    let at = |percent: usize| latencies.get(latencies.len() * percent / 100).copied();
-    Some([at(50)?, at(90)?, at(99)?])
+    let at = |share| quantile(&latencies, share);
+    Some([at(0.5)?, at(0.9)?, at(0.99)?])
 }
 
 /// A measured process, from outside.

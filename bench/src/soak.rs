@@ -62,10 +62,8 @@ pub(crate) async fn run(place: &Place, tasks: usize) -> Result<()> {
     }
     let told = worker.told().await?;
     bench.tidy(QUEUE).await?;
+    report::Machine::look(&place.servers).print()?;
     let mut out = std::io::stdout();
-    for line in report::Machine::look(&place.servers).lines {
-        writeln!(out, "- {line}")?;
-    }
     writeln!(
         out,
         "\n{tasks} tasks sent in {:.0} s and then drained; {more} more sent while the worker worked, with at most \

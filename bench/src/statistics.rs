@@ -1,4 +1,4 @@
-//! Ratios of paired measurements, with their confidence intervals.
+//! Quantiles of measurements, and ratios of paired ones with their confidence intervals.
 //!
 //! The logarithms of the ratios of pairs are taken as normally distributed: a machine that is twice as slow during one pair
 //! is so for both of its runs. Student's t distribution gives the interval of their mean (W. S. Gosset, "The probable error
@@ -37,6 +37,12 @@ impl Ratio {
     }
 }
 
+/// Returns a quantile of sorted values: the smallest one that at least this share of them does not exceed.
+pub(crate) fn quantile<T: Copy>(sorted: &[T], share: f64) -> Option<T> {
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied()
+}
+
 /// Quantile 0.975 of Student's t distribution by degrees of freedom, 1 to 30; the value for 30 is used beyond, which makes
 /// intervals slightly too wide. From the tables in *NIST/SEMATECH e-Handbook of Statistical Methods*, 1.3.6.7.2.
 fn t_975(degrees: usize) -> f64 {
@@ -65,6 +71,15 @@ mod tests {
         assert!((ratio.mean.ln() - 0.2).abs() < 1e-9);
         assert!((ratio.high.ln() - (0.2 + 1.2706)).abs() < 1e-9);
         assert!((ratio.low.ln() - (0.2 - 1.2706)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_quantile_is_a_value_that_was_measured() {
+        let values: Vec<u32> = (1..=200).collect();
+        let quantiles = [0.0, 0.5, 0.9, 0.99, 1.0].map(|share| quantile(&values, share));
+        assert_eq!(quantiles, [1, 100, 180, 198, 200].map(Some));
+        assert_eq!(quantile(&[7], 0.5), Some(7));
+        assert_eq!(quantile::<u32>(&[], 0.5), None);
     }
 
     #[test]

@@ -473,7 +473,9 @@ pub struct BrokerCapabilities {
     pub durable: bool,
     /// Several processes can share it.
     pub shared: bool,
-    /// [`Message::priority`] is honoured.
+    /// [`Message::priority`] is honoured: of the messages of a queue that wait, one with a larger priority is delivered
+    /// first, also if it was delayed or handed back. The broker may know fewer than ten levels, and tells 0 from 9.
+    /// Otherwise the priority is kept in the message, and says nothing about the order.
     pub priority: bool,
     /// Longest delay that the broker keeps, at least one second; `None` if it keeps every delay. A worker publishes a
     /// message again that comes out before its time, so tasks may wait for longer than this.

@@ -76,6 +76,9 @@ macro_rules! broker_suite {
             many_looks_leave_every_message_in_its_place
             a_look_sees_only_what_waits
             larger_priorities_come_sooner
+            a_delayed_message_keeps_its_priority
+            a_message_that_is_handed_back_keeps_its_priority
+            a_priority_stays_on_its_message
             what_was_acked_does_not_come_again
             a_receipt_that_is_dropped_brings_the_message_again
             a_requeued_message_comes_again
@@ -181,6 +184,7 @@ mod tests {
             include_str!("broker/mod.rs"),
             include_str!("broker/messages.rs"),
             include_str!("broker/peeking.rs"),
+            include_str!("broker/priorities.rs"),
             include_str!("broker/settling.rs"),
             include_str!("broker/delays.rs"),
             include_str!("broker/connections.rs"),

@@ -4,7 +4,7 @@
 //! shared queue, a task that a worker refuses would come back to the same worker at once. A worker of `render` that has the
 //! tags consumes the queue as soon as it is listed.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use crate::{id::QueueName, tag::Tag};
 
@@ -48,6 +48,12 @@ impl<'q> TagQueue<'q> {
 /// `None` for a queue whose tasks require no tags.
 pub fn base_queue(queue: &QueueName) -> Option<QueueName> {
     QueueName::parse(TagQueue::of(queue.as_str())?.base).ok()
+}
+
+/// Returns a queue, and then the queue to which its tasks were sent, if that is another one. A setting of the first goes
+/// before one of the second.
+pub(crate) fn with_base(queue: &QueueName) -> impl Iterator<Item = Cow<'_, QueueName>> {
+    std::iter::once(Cow::Borrowed(queue)).chain(base_queue(queue).map(Cow::Owned))
 }
 
 /// Returns the name of the queue without the tags that its tasks require.
@@ -133,6 +139,9 @@ mod tests {
         }
         assert_eq!(base_queue(&queue("render+gpu")), Some(queue("render")));
         assert_eq!(base_queue(&queue("render")), None);
+        let names = |name: &str| with_base(&queue(name)).map(|queue| queue.to_string()).collect::<Vec<_>>();
+        assert_eq!(names("render+gpu"), ["render+gpu", "render"]);
+        assert_eq!(names("render"), ["render"]);
     }
 
     #[test]

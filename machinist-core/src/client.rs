@@ -25,10 +25,11 @@ use crate::{
     id::{QueueName, TaskId, TaskName},
     limit::MAX_BURST,
     mirror::SentTask,
+    prepared_signature::{PreparedSignature, RetriedSend, Sending},
     record::{self, Counters, FactName, Facts, Failure, FailureKind, name},
     result::AsyncResult,
     sent_name::check_sent_name,
-    signature::SignatureParts,
+    signature::{SignatureParts, When},
     trace::TraceContext,
     wire::{Body, Envelope, FirstSigner, NestedTasks, Oversize, Pairs, message_to_fact},
     workflow::{Sendable, SendableParts},
@@ -36,7 +37,7 @@ use crate::{
 
 pub use prepared_send::PreparedSend;
 pub use send_buffered::BufferedSend;
-use unique_key::{ClaimAnswer, UniqueClaim};
+use unique_key::ClaimAnswer;
 
 /// Sends signatures. Cheap to clone; share one per process.
 #[derive(Debug, Clone)]
@@ -46,29 +47,6 @@ pub struct Client {
 
 /// Maximum length of the id of a workflow's root, in bytes: the ids of its tasks are longer.
 const MAX_ROOT_ID: usize = 150;
-
-/// A signature that can be sent: its message, and the facts that its sender writes.
-pub(crate) struct PreparedSignature {
-    pub(crate) publish: Publish,
-    pub(crate) facts: Commit,
-    pub(crate) sending: Sending,
-    /// Key that the task has to claim before it is sent.
-    pub(crate) unique: Option<UniqueClaim>,
-    /// The task as the program is told that shares its queue; `None` if nobody shares it.
-    pub(crate) sent: Option<SentTask>,
-}
-
-/// A task on its way to the broker.
-pub(crate) struct Sending {
-    pub(crate) id: TaskId,
-    pub(crate) name: TaskName,
-    pub(crate) queue: QueueName,
-    pub(crate) eta: Option<Timestamp>,
-    /// Task whose end is the result.
-    pub(crate) result: TaskId,
-    /// Ends when it is dropped: after the confirm.
-    pub(crate) span: tracing::Span,
-}
 
 impl App {
     /// Returns a client that sends signatures.
@@ -120,29 +98,65 @@ impl Client {
 
     /// Sends signatures, each as one message.
     async fn send_parts<R>(&self, all: Vec<SendableParts>) -> Vec<Result<AsyncResult<R>, SendError>> {
-        let required: Vec<_> = all.iter().map(|one| one.parts.require_worker).collect();
         let mut prepared = Vec::with_capacity(all.len());
-        for mut one in all {
-            let debounced = match one.parts.unique {
-                Some(_) => Box::pin(self.debounce(&mut one.parts)).await,
-                None => Ok(()),
-            };
-            prepared.push(debounced.and_then(|()| self.prepare(one)));
+        for one in all {
+            prepared.push(self.prepare_debounced(one).await);
         }
+        self.send_prepared(prepared).await
+    }
+
+    /// Prepares a signature to be sent now. The start of a debounced one is decided before.
+    async fn prepare_debounced(&self, mut one: SendableParts) -> Result<PreparedSignature, SendError> {
+        if one.parts.unique.is_some() {
+            Box::pin(self.debounce(&mut one.parts)).await?;
+        }
+        self.prepare(one)
+    }
+
+    /// Checks and prepares a signature that is tried until it is sent. A delay and an expiry count from now.
+    fn prepare_retried(&self, sendable: SendableParts) -> Result<RetriedSend, SendError> {
+        let is_debounced = sendable.parts.unique.as_ref().is_some_and(|unique| unique.debounce.is_some());
+        let debounced = is_debounced.then(|| {
+            let mut kept = sendable.clone();
+            let now = self.app.0.clock.latest();
+            kept.parts.expires = kept.parts.expires.map(|expires| When::At(expires.at(now)));
+            Box::new(kept)
+        });
+        Ok(RetriedSend { prepared: self.prepare(sendable)?, debounced })
+    }
+
+    /// Tries to send a signature.
+    async fn try_send<R>(&self, what: &RetriedSend) -> Result<AsyncResult<R>, SendError> {
+        let prepared = match &what.debounced {
+            Some(parts) => self.prepare_debounced(SendableParts::clone(parts)).await,
+            None => Ok(what.prepared.at(self.app.0.clock.latest(), self.app.broker().as_ref())),
+        };
+        let mut sent = self.send_prepared(vec![prepared]).await;
+        // INVARIANT: one answer for each signature.
+        sent.pop().expect("one answer")
+    }
+
+    /// Sends what was prepared. Returns one answer for each, in their order.
+    async fn send_prepared<R>(
+        &self,
+        mut prepared: Vec<Result<PreparedSignature, SendError>>,
+    ) -> Vec<Result<AsyncResult<R>, SendError>> {
         if !self.app.0.depths.is_empty() {
             Box::pin(self.refuse_for_full_queues(&mut prepared)).await;
         }
-        let is_unique =
-            |task: &Result<PreparedSignature, _>| task.as_ref().is_ok_and(|task| task.unique.is_some());
-        if !required.contains(&true) && !prepared.iter().any(is_unique) {
+        let is_asked_about = |task: &Result<PreparedSignature, _>| {
+            task.as_ref().is_ok_and(|task| task.unique.is_some() || task.require_worker)
+        };
+        if !prepared.iter().any(is_asked_about) {
             return self.publish(prepared).await;
         }
+        let number = prepared.len();
         // Those that are not sent leave the batch, so that the answers of the others keep their places.
         let mut unsent = BTreeMap::new();
         let mut claims = BTreeMap::new();
         for (place, slot) in prepared.iter_mut().enumerate() {
             let Ok(task) = slot else { continue };
-            if required[place] {
+            if task.require_worker {
                 let ended = Box::pin(self.end_without_worker(task)).await;
                 if let Some(answer) = ended.transpose() {
                     unsent.insert(place, answer.map(|id| AsyncResult::sent(self.app.clone(), id)));
@@ -162,7 +176,7 @@ impl Client {
         let kept = kept.map(|(_, task)| task).collect();
         let mut sent = self.publish(kept).await.into_iter();
         let answer = |place| unsent.remove(&place).or_else(|| sent.next());
-        let answers: Vec<_> = (0..required.len()).filter_map(answer).collect();
+        let answers: Vec<_> = (0..number).filter_map(answer).collect();
         for (place, (unique, claim)) in &claims {
             let Some(answer) = answers.get(*place) else { continue };
             self.note_sent(unique, claim, answer.as_ref().map(drop)).await;
@@ -315,7 +329,7 @@ impl Client {
         let eta = (due > now).then_some(due);
         let unique = self.unique_claim(&parts, due.since(now));
         let id = parts.id.clone();
-        let priority = parts.priority;
+        let (priority, require_worker) = (parts.priority, parts.require_worker);
         let pairs = Pairs::of_labels(std::mem::take(&mut parts.labels))
             .map_err(|why| SendError::Invalid(format!("task {id}: {why}")))?;
         let pairs = match &mut parts.flow {
@@ -365,7 +379,7 @@ impl Client {
         let sent = SentTask { due: due.max(now), ..SentTask::new(id.clone(), name.clone(), now) };
         let sent = app.rules.mirror(&queue).map(|_| sent);
         let sending = Sending { id, name, queue, eta, result, span };
-        Ok(PreparedSignature { publish, facts, sending, unique, sent })
+        Ok(PreparedSignature { publish, facts, sending, unique, require_worker, sent })
     }
 
     /// Checks the names under which a task is sent. A queue of another program has the names of that program.

@@ -9,12 +9,13 @@ use crate::{
     args::Results,
     backend::{BackendError, Commit, Committed, Expiry, Index, IndexUpdate},
     broker::{BrokerError, Publish, PublishError, Target},
-    client::{Client, PreparedSignature, Sending, sender_facts},
+    client::{Client, sender_facts},
     clock::Timestamp,
     error::SendError,
     event::{EventKind, EventTask},
     id::{QueueName, RecordId, RecordKind, SessionId, TaskId, TaskName},
     mirror::SentTask,
+    prepared_signature::{PreparedSignature, Sending},
     record::{
         DeadReason, Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState,
         UNFINISHED_TTL, WaitingAttempt, continued_by_record, decide_revoke, failure_of, fold, late_message,
@@ -413,7 +414,8 @@ impl Client {
         let sent = self.app.0.rules.mirror(&sending.queue);
         let now = self.app.clock().latest();
         let sent = sent.map(|_| SentTask::new(sending.id.clone(), sending.name.clone(), now));
-        let prepared = PreparedSignature { publish, facts: record, sending, unique: None, sent };
+        let prepared =
+            PreparedSignature { publish, facts: record, sending, unique: None, require_worker: false, sent };
         // INVARIANT: one answer for one message.
         let sent = self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?;
         let mut done = Commit::new(repetition);

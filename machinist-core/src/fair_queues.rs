@@ -19,7 +19,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    affinity::{TagQueue, base_queue, requiring},
+    affinity::{TagQueue, requiring, with_base},
     id::{InvalidName, QueueName},
     limit::{LimitKey, Rate},
     tag::Tag,
@@ -95,10 +95,7 @@ impl FairQueues {
         if self.is_empty() || is_of_shares(&queue) {
             return Ok(queue);
         }
-        let fair = match self.0.get(&queue) {
-            Some(fair) => Some(fair),
-            None => base_queue(&queue).and_then(|base| self.0.get(&base)),
-        };
+        let fair = with_base(&queue).find_map(|queue| self.0.get(&*queue));
         let Some(FairQueue { share, used }) = fair else { return Ok(queue) };
         let key = key(&share.key);
         if used.lock().unwrap_or_else(PoisonError::into_inner).take(&key, share, Instant::now()) {
@@ -139,10 +136,10 @@ fn is_of_shares(queue: &QueueName) -> bool {
     TagQueue::of(queue.as_str()).is_some_and(|of| of.tags.contains(&SHARE))
 }
 
-/// Returns the factor by which the weight of a queue is larger than that of its base, because its tasks are within their
-/// shares.
-pub(crate) fn weight_of_share(queue: &QueueName) -> u32 {
-    if is_of_shares(queue) { WEIGHT } else { 1 }
+/// Returns the factor by which the weight of a queue with these tags is larger than that of its base, because its tasks are
+/// within their shares.
+pub(crate) fn weight_of_share(tags: &[&str]) -> u32 {
+    if tags.contains(&SHARE) { WEIGHT } else { 1 }
 }
 
 #[cfg(test)]
@@ -190,8 +187,8 @@ mod tests {
         assert_eq!(of("mail+fair:share"), "mail+fair:share", "it was decided before");
         assert_eq!(of("other"), "other");
         assert!(FairQueues::default().tag().is_none() && queues.tag().is_some());
-        let weights = ["mail", "mail+gpu", "mail+fair:share", "mail+fair:share+gpu"];
-        assert_eq!(weights.map(|name| weight_of_share(&queue(name))), [1, 1, 9, 9]);
+        let tags: [&[&str]; 4] = [&[], &["gpu"], &["fair:share"], &["fair:share", "gpu"]];
+        assert_eq!(tags.map(weight_of_share), [1, 1, 9, 9]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -55,6 +55,7 @@ mod panics;
 mod parking;
 mod peek;
 pub mod periodic;
+mod prepared_signature;
 mod priority_queues;
 mod purge;
 mod queue_age;

@@ -15,9 +15,9 @@ use crate::{
     id::TaskId,
     left_out::left_out,
     limit::{
-        AppliedLimit, Limit, LimitTarget,
+        AppliedLimit, KEY_HASH, Limit, LimitTarget,
         bucket::{next_start, reset},
-        live_limits,
+        hidden_key, live_limits,
         places::places,
         remove_limit, set_limit, stored_key,
     },
@@ -75,7 +75,8 @@ impl Client {
         Ok(found)
     }
 
-    /// Shows the limits of one target under a key.
+    /// Shows the limits of one target under a key. The keys of encrypted tasks are known to an application that encrypts and
+    /// has their signing key.
     ///
     /// # Errors
     /// As [`limits`](Self::limits).
@@ -132,7 +133,7 @@ impl Client {
     /// A dropped future leaves the limit removed or not, and each task released or not.
     pub async fn reset_limit(&self, target: &LimitTarget, key: Option<&str>) -> Result<usize, ControlError> {
         self.commit(remove_limit(target)).await?;
-        let applied = applied(target, Limit::new(), key);
+        let applied = self.applied(target, Limit::new(), key);
         self.commit(reset(&applied.bucket())).await?;
         let mut released = 0;
         for reason in [applied.rate_reason(), applied.places_reason()] {
@@ -144,7 +145,7 @@ impl Client {
     /// Returns the reasons for which tasks are parked under the known limits, without those of single keys.
     pub(crate) async fn limit_reasons(&self) -> Result<Vec<WaitReason>, ResultError> {
         let reasons = |target: &LimitTarget| {
-            let applied = applied(target, Limit::new(), None);
+            let applied = self.applied(target, Limit::new(), None);
             [applied.rate_reason(), applied.places_reason()]
         };
         Ok(self.known_limits().await?.keys().flat_map(reasons).collect())
@@ -193,7 +194,7 @@ impl Client {
         if limit.key.is_some() && key.is_none() {
             return Ok(info);
         }
-        let applied = applied(target, limit, key);
+        let applied = self.applied(target, limit, key);
         let records = [applied.bucket(), applied.places()];
         let mut records = self.app.backend().read_each(&records).await.map_err(ResultError::Backend)?;
         let mut last = |what| left_out(what, records.pop().transpose()).map_err(ResultError::Backend);
@@ -226,13 +227,19 @@ impl Client {
         target: &LimitTarget,
         key: Option<&str>,
     ) -> Result<Vec<TaskId>, BackendError> {
-        let facts = self.read(applied(target, Limit::new(), key).places()).await?;
+        let facts = self.read(self.applied(target, Limit::new(), key).places()).await?;
         let mut tasks: Vec<_> = places(&facts).filter_map(|(_, holder)| Some(holder?.task)).collect();
         tasks.sort_unstable();
         Ok(tasks)
     }
-}
 
-fn applied(target: &LimitTarget, limit: Limit, key: Option<&str>) -> AppliedLimit {
-    AppliedLimit::new(target, limit.into(), key.map(stored_key).as_deref())
+    /// Returns a limit as it applies to tasks with this key: encrypted ones, if this application encrypts.
+    fn applied(&self, target: &LimitTarget, limit: Limit, key: Option<&str>) -> AppliedLimit {
+        let trust = &self.app.0.trust;
+        let stored = |key| match trust.encrypts() {
+            true => hidden_key(trust, KEY_HASH, key),
+            false => stored_key(key),
+        };
+        AppliedLimit::new(target, limit.into(), key.map(stored).as_deref())
+    }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use crate::{
-    affinity::{TagQueue, base_queue, requiring},
+    affinity::{requiring, with_base},
     id::{InvalidName, QueueName},
     tag::Tag,
 };
@@ -52,8 +52,7 @@ impl PriorityQueues {
             return Ok(queue);
         }
         let priority = priority.unwrap_or(0);
-        let is_separated =
-            self.0.contains(&queue) || base_queue(&queue).is_some_and(|base| self.0.contains(&base));
+        let is_separated = with_base(&queue).any(|queue| self.0.contains(&*queue));
         match CLASSES.iter().find(|class| priority >= class.from) {
             Some(class) if is_separated => {
                 QueueName::parse(&requiring(queue.as_str(), std::iter::once(class.tag)))
@@ -69,10 +68,10 @@ impl PriorityQueues {
     }
 }
 
-/// Returns the factor by which the weight of a queue is larger than that of its base, because of the priority of its tasks.
-pub(crate) fn weight_of_class(queue: &QueueName) -> u32 {
-    let Some(of) = TagQueue::of(queue.as_str()) else { return 1 };
-    CLASSES.iter().find(|class| of.tags.contains(&class.tag)).map_or(1, |class| class.weight)
+/// Returns the factor by which the weight of a queue with these tags is larger than that of its base, because of the priority
+/// of its tasks.
+pub(crate) fn weight_of_class(tags: &[&str]) -> u32 {
+    CLASSES.iter().find(|class| tags.contains(&class.tag)).map_or(1, |class| class.weight)
 }
 
 #[cfg(test)]
@@ -96,8 +95,8 @@ mod tests {
         assert_eq!(of("mail+zone:eu", Some(9)), "mail+priority:high+zone:eu");
         assert_eq!(of("mail+priority:high", Some(9)), "mail+priority:high");
         assert_eq!(of("other", Some(9)), "other");
-        let weights = ["mail", "mail+gpu", "mail+priority:medium", "mail+gpu+priority:high", "c++"];
-        assert_eq!(weights.map(|name| weight_of_class(&queue(name))), [1, 1, 3, 9, 1]);
+        let tags: [&[&str]; 4] = [&[], &["gpu"], &["priority:medium"], &["gpu", "priority:high"]];
+        assert_eq!(tags.map(weight_of_class), [1, 1, 3, 9]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{affinity::base_queue, broker::Broker, id::QueueName};
+use crate::{affinity::with_base, broker::Broker, id::QueueName};
 
 /// Time for which a depth is believed.
 const BELIEVED_FOR: Duration = Duration::from_secs(1);
@@ -49,8 +49,7 @@ impl QueueDepths {
 
     /// Maximum number of tasks that may wait in a queue, if it has one. A queue of tasks that require tags has that of its base.
     pub(crate) fn most_of(&self, queue: &QueueName) -> Option<u64> {
-        let of_base = || self.most.get(&base_queue(queue)?);
-        self.most.get(queue).or_else(of_base).copied()
+        with_base(queue).find_map(|queue| self.most.get(&*queue)).copied()
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<QueueName, KnownDepth>> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    affinity::base_queue,
+    affinity::with_base,
     backend::{BackendError, Index},
     client::Client,
     clock::Timestamp,
@@ -116,7 +116,7 @@ impl Client {
             let rates = depth.ready.and_then(|ready| recent.rates(depth.queue.as_str(), ready, now));
             let counted =
                 |counts: &HashMap<String, u64>| counts.get(depth.queue.as_str()).copied().unwrap_or(0);
-            let is_paused = |queue: &QueueName| paused.contains(queue);
+            let is_paused = |queue: &QueueName| with_base(queue).any(|queue| paused.contains(&*queue));
             details.push(QueueDetails {
                 ready: depth.ready,
                 max_depth: self.app.0.depths.most_of(&depth.queue),
@@ -133,8 +133,7 @@ impl Client {
                     Some(rates) => empty_in(ready, rates.into, rates.out),
                     None => empty_in(ready, 0.0, 0.0),
                 }),
-                paused: is_paused(&depth.queue)
-                    || base_queue(&depth.queue).is_some_and(|base| is_paused(&base)),
+                paused: is_paused(&depth.queue),
                 queue: depth.queue,
             });
         }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::SendError,
     id::{QueueName, TaskId},
-    workflow::SendableParts,
+    prepared_signature::RetriedSend,
 };
 
 /// Maximum number of buffered tasks that are sent at once.
@@ -70,7 +70,7 @@ pub(crate) type BufferedAnswer = oneshot::Receiver<Result<ConfirmedSend, SendErr
 
 /// A task in the buffer.
 pub(crate) struct BufferedTask {
-    pub(crate) parts: SendableParts,
+    pub(crate) send: RetriedSend,
     pub(crate) accepted: Instant,
     pub(crate) deadline: Instant,
     /// Span in which it was accepted.
@@ -120,21 +120,18 @@ impl SendBuffer {
         *self.counts.borrow()
     }
 
-    /// Accepts a task whose message has this size. Returns what receives its answer, and `true` if nobody sends the tasks yet.
+    /// Accepts a task. Returns what receives its answer, and `true` if nobody sends the tasks yet.
     ///
     /// # Errors
     /// [`SendError::BufferFull`].
-    pub(crate) fn accept(
-        self: &Arc<Self>,
-        parts: SendableParts,
-        bytes: usize,
-    ) -> Result<(BufferedAnswer, bool), SendError> {
+    pub(crate) fn accept(self: &Arc<Self>, send: RetriedSend) -> Result<(BufferedAnswer, bool), SendError> {
+        let bytes = send.prepared.publish.message.size();
         // Locked, so that others accept nothing between the question for room and its use.
         let mut state = self.state();
         let BufferCounts { waiting, bytes: held, .. } = self.counts();
         if waiting >= self.limits.tasks || held.saturating_add(bytes) > self.limits.bytes {
             self.counts.send_modify(|counts| counts.refused += 1);
-            return Err(SendError::BufferFull { id: parts.parts.id, tasks: waiting, bytes: held });
+            return Err(SendError::BufferFull { id: send.prepared.sending.id, tasks: waiting, bytes: held });
         }
         let (answer, receiver) = oneshot::channel();
         let now = Instant::now();
@@ -143,7 +140,7 @@ impl SendBuffer {
             counts.bytes += bytes;
         });
         state.tasks.push_back(BufferedTask {
-            parts,
+            send,
             accepted: now,
             deadline: now + self.limits.keep_for,
             span: tracing::Span::current(),
@@ -246,7 +243,7 @@ impl BufferedTask {
 
     /// Answers its sender that it was dropped.
     pub(crate) fn drop_unconfirmed(mut self) {
-        let id = self.parts.parts.id.clone();
+        let id = self.send.prepared.sending.id.clone();
         let waited = self.accepted.elapsed();
         let source = self.last_error.take().map(Box::new);
         let may_be_queued = self.may_be_queued;
@@ -283,6 +280,6 @@ impl fmt::Debug for SendBuffer {
 /// Arguments are not printed: they belong to the user, and logs do not.
 impl fmt::Debug for BufferedTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BufferedTask").field("id", &self.parts.parts.id).finish_non_exhaustive()
+        f.debug_struct("BufferedTask").field("id", &self.send.prepared.sending.id).finish_non_exhaustive()
     }
 }

@@ -23,6 +23,15 @@ const SENT: &str = "sent";
 /// Time after which a task that has a claim and was not sent will not be sent any more.
 const SENT_WITHIN: Duration = Duration::from_secs(30);
 
+/// Key of a task that is sent, and its rule.
+#[derive(Debug, Clone)]
+pub(crate) struct UniqueClaim {
+    pub(crate) record: RecordId,
+    pub(crate) rule: Unique,
+    /// Time for which the task waits before it may start.
+    pub(crate) waits: Duration,
+}
+
 /// End of the time for which a key allows one task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -11,6 +11,7 @@ mod fleet;
 mod guides;
 mod health;
 mod keys;
+mod limits;
 mod locked_down;
 mod logs;
 mod long;

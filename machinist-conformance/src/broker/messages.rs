@@ -12,7 +12,7 @@ use machinist_core::{
 };
 
 use super::{
-    BrokerHarness, consume, depth, drain, expect_empty, fresh_queue, next, number_of, numbered, publish,
+    BrokerHarness, consume, depth, drain, expect_empty, fresh_queue, next, numbered, publish,
     publish_numbers, side_queue, to_dead, to_queue, try_publish,
 };
 use crate::{
@@ -297,27 +297,6 @@ pub async fn depth_of_an_unknown_queue_is_none(harness: &dyn BrokerHarness) {
     // Asking about a queue that does not exist must not have broken the connection for others.
     let mut consumer = consume(&*broker, &[&known], 1).await;
     assert_eq!(drain(&mut *consumer, 1).await, [0]);
-}
-
-/// More urgent messages overtake waiting ones if the broker honours priorities.
-pub async fn larger_priorities_come_sooner(harness: &dyn BrokerHarness) {
-    let broker = harness.connect().await;
-    let queue = fresh_queue();
-    if !broker.capabilities().priority {
-        return;
-    }
-    let message = |priority: u8| Message { priority: Some(priority), ..numbered(usize::from(priority)) };
-    publish(&*broker, [0, 9, 5].into_iter().map(|p| to_queue(&queue, message(p))).collect()).await;
-    let mut consumer = consume(&*broker, &[&queue], 1).await;
-    let mut came = Vec::new();
-    for _ in 0..3 {
-        let delivery = next(&mut *consumer).await;
-        came.push(number_of(&delivery.message));
-        delivery.receipt.settle(Settle::Ack).await;
-    }
-    // A broker may know fewer levels than we do: the extremes tell.
-    let place = |number: usize| came.iter().position(|n| *n == number);
-    assert!(place(9) < place(0), "came in the order {came:?}");
 }
 
 /// A queue at its limit says *not now* and nothing worse, says it of no neighbour, and takes the same message later.

@@ -6,6 +6,7 @@ mod connections;
 mod delays;
 mod messages;
 mod peeking;
+mod priorities;
 mod settling;
 
 use std::{sync::Arc, time::Duration};
@@ -20,7 +21,7 @@ use machinist_core::{
     id::QueueName,
 };
 
-pub use self::{connections::*, delays::*, messages::*, peeking::*, settling::*};
+pub use self::{connections::*, delays::*, messages::*, peeking::*, priorities::*, settling::*};
 use crate::{
     service::say,
     wait::{ANSWER_TIMEOUT, within},

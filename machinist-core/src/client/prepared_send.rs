@@ -3,11 +3,12 @@
 //! The client checks, signs and encodes; an adapter writes the message and the record where the application wants them. The
 //! core knows no database.
 
-use super::{Client, PreparedSignature};
+use super::Client;
 use crate::{
     backend::{Commit, Index, IndexUpdate},
     broker::Publish,
     error::SendError,
+    prepared_signature::PreparedSignature,
     result::AsyncResult,
     workflow::Sendable,
 };

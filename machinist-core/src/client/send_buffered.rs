@@ -17,14 +17,13 @@ use super::{
 use crate::{
     app::App,
     args::Results,
-    clock::Timestamp,
     error::SendError,
     event::{EventKind, EventTask},
-    id::{TaskId, TaskName},
+    id::TaskId,
+    prepared_signature::Sending,
     result::AsyncResult,
     send_buffer::{BufferCounts, BufferedAnswer, BufferedTask, SendBuffer},
-    signature::When,
-    workflow::{Sendable, SendableParts},
+    workflow::Sendable,
 };
 
 /// A task that was accepted, and is on its way to the broker. Dropping this changes nothing.
@@ -88,17 +87,15 @@ impl Client {
         &self,
         what: S,
     ) -> Result<BufferedSend<S::ResultType>, SendError> {
-        let mut sendable = what.into_parts();
+        let sendable = what.into_parts();
         let id = sendable.parts.id.clone();
         if self.is_nested(&sendable) {
             return Err(SendError::Invalid(format!(
                 "workflow {id} cannot be buffered in the format of another program, which takes several messages; use send_within"
             )));
         }
-        fix_times(&mut sendable, self.app.0.clock.latest());
         // What is wrong with it is told now, not when nobody listens.
-        let bytes = self.prepare(sendable.clone())?.publish.message.size();
-        let (answer, is_first) = self.app.0.buffer.accept(sendable, bytes)?;
+        let (answer, is_first) = self.app.0.buffer.accept(self.prepare_retried(sendable)?)?;
         if is_first {
             tokio::spawn(send_all_buffered(self.app.clone()));
         }
@@ -127,8 +124,8 @@ impl Client {
 
     /// Tries to send a task. Returns it if another try may succeed.
     async fn try_buffered(&self, mut task: BufferedTask, cut: &CancellationToken) -> Option<BufferedTask> {
-        let sending = Box::pin(self.send_untyped(task.parts.clone()).instrument(task.span.clone()));
-        let sent = tokio::select! {
+        let sending = Box::pin(self.try_send(&task.send).instrument(task.span.clone()));
+        let sent: Option<Result<AsyncResult, SendError>> = tokio::select! {
             // First: what was told to end does not begin.
             biased;
             () = cut.cancelled() => None,
@@ -166,36 +163,15 @@ impl Client {
 
     /// Tells of a task that is dropped: observers of each, people of some.
     fn tell_of_dropped(&self, task: &BufferedTask) {
-        let parts = &task.parts.parts;
-        let (name, queue) = (TaskName::parse(&parts.name), parts.queue_name(self.app.default_queue()));
-        // Both are names, or the task would not have been accepted.
-        if let (Ok(name), Ok(queue)) = (name, queue) {
-            let (waited, may_be_queued) = (task.accepted.elapsed(), task.may_be_queued);
-            let task = EventTask::new(&parts.id, &name, &queue, 1);
-            self.app.emit(EventKind::SendDropped { task, waited, may_be_queued });
-        }
-        if let Some(suppressed) = self.app.0.log_lines.due("buffer", &parts.name) {
+        let Sending { id, name, queue, .. } = &task.send.prepared.sending;
+        let (waited, may_be_queued) = (task.accepted.elapsed(), task.may_be_queued);
+        let of = EventTask::new(id, name, queue, 1);
+        self.app.emit(EventKind::SendDropped { task: of, waited, may_be_queued });
+        if let Some(suppressed) = self.app.0.log_lines.due("buffer", name.as_str()) {
             let error = task.last_error.as_ref().map(|error| error as &dyn std::error::Error);
-            tracing::error!(id = %parts.id, error, suppressed, "a buffered task was dropped");
+            tracing::error!(%id, error, suppressed, "a buffered task was dropped");
         }
     }
-
-    async fn send_untyped(&self, parts: SendableParts) -> Result<AsyncResult, SendError> {
-        let mut sent = self.send_parts(vec![parts]).await;
-        // INVARIANT: one answer for each signature.
-        sent.pop().expect("one answer")
-    }
-}
-
-/// Makes the delay and the expiry of a task count from now.
-fn fix_times(sendable: &mut SendableParts, now: Timestamp) {
-    let parts = &mut sendable.parts;
-    if let When::In(delay) = parts.when
-        && !delay.is_zero()
-    {
-        parts.when = When::At(now.plus(delay));
-    }
-    parts.expires = parts.expires.map(|expires| When::At(expires.at(now)));
 }
 
 /// The future that sends the buffered tasks. It says when it has ended, also if it is dropped.

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    Client, PreparedSignature,
+    Client,
     nested_workflow::{FirstTask, nest},
 };
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
     flow::{Flow, Outline},
     id::{QueueName, TaskId},
     mirror::{Mirror, SentGroup, SentTask},
+    prepared_signature::PreparedSignature,
     record::{self, name},
     result::AsyncResult,
     signature::{SignatureParts, When},

@@ -22,7 +22,7 @@ const LONGEST_WAIT_FOR_ROOM: Duration = Duration::from_secs(1);
 impl Client {
     /// Sends a signature or a workflow as [`send`](Self::send) does, and tries again while the broker or the backend is away,
     /// the broker takes no messages, or the queue is [full](crate::AppBuilder::max_depth): until it is confirmed, or `timeout`
-    /// is over. Every try has the same id, so there is one task.
+    /// is over. Every try has the same id, so there is one task. A delay counts from now.
     ///
     /// # Errors
     /// [`SendError`]: that of the last try, or at once one that another try would meet again. If any try may have queued the
@@ -69,10 +69,18 @@ impl Client {
         deadline: Instant,
         passes: impl Fn(&SendError) -> bool,
     ) -> Result<AsyncResult<S::ResultType>, SendError> {
+        let sendable = what.clone().into_parts();
+        let id = sendable.parts.id.clone();
+        // In the format of another program it may take several messages, whose ids are the same at each try.
+        let prepared = if self.is_nested(&sendable) { None } else { Some(self.prepare_retried(sendable)?) };
         let mut wait = FIRST_WAIT;
         let mut may_be_queued = false;
         loop {
-            match self.send(what.clone()).await {
+            let sent = match &prepared {
+                Some(prepared) => self.try_send(prepared).await,
+                None => self.send(what.clone()).await,
+            };
+            match sent {
                 Err(error) if passes(&error) && Instant::now() + wait < deadline => {
                     may_be_queued |= error.is_unknown();
                     tracing::debug!(%error, ?wait, "a task was not sent; trying again");
@@ -82,11 +90,7 @@ impl Client {
                 }
                 Err(error) if may_be_queued && !error.is_unknown() => {
                     // The last try has queued nothing, and an earlier one may have.
-                    let SendableParts { parts, .. } = what.into_parts();
-                    return Err(SendError::Publish {
-                        id: parts.id,
-                        source: PublishError::Unknown(error.into()),
-                    });
+                    return Err(SendError::Publish { id, source: PublishError::Unknown(error.into()) });
                 }
                 sent => return sent,
             }

@@ -8,31 +8,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Client, PreparedSignature};
+use super::Client;
 use crate::{
     backend::{BackendError, Committed},
     error::SendError,
     id::{RecordId, RecordKind, TaskId},
-    limit::{hashed_key, stored_key},
+    limit::{before_key, hidden_key, stored_key},
+    prepared_signature::PreparedSignature,
     record::{Facts, Failure, FailureKind, failure_without_run, name, next_attempt, retention},
     signature::{SignatureParts, When},
     unique::{
-        CLAIM, ClaimDecision, Claimant, Debounce, OnConflict, Unique, UniqueUntil, claimed_by, decide_claim,
-        give_back, mark_sent, replace, series_end,
+        CLAIM, ClaimDecision, Claimant, Debounce, OnConflict, UniqueClaim, UniqueUntil, claimed_by,
+        decide_claim, give_back, mark_sent, replace, series_end,
     },
 };
 
 /// Number of tries to take a key that changes meanwhile.
 const TRIES: usize = 16;
-
-/// Key of a task that is sent, and its rule.
-#[derive(Debug, Clone)]
-pub(crate) struct UniqueClaim {
-    record: RecordId,
-    rule: Unique,
-    /// Time for which the task waits before it may start.
-    waits: Duration,
-}
 
 /// Answer to a claim.
 pub(crate) enum ClaimAnswer {
@@ -53,9 +45,9 @@ impl Client {
             (None, None) => serde_json::to_string(&parts.args).expect("arguments are JSON"),
         };
         let trust = &self.app.0.trust;
-        let hidden = trust.encrypts().then(|| trust.keyed_hash("machinist.unique", &key)).flatten();
-        let stored = hidden.map_or_else(|| stored_key(&key), |hash| hashed_key(&hash));
-        let record = RecordId::new(RecordKind::Unique, &format!("{}:{stored}", parts.name));
+        let stored =
+            if trust.encrypts() { hidden_key(trust, "machinist.unique", &key) } else { stored_key(&key) };
+        let record = RecordId::new(RecordKind::Unique, &format!("{}:{stored}", before_key(&parts.name)));
         Some(UniqueClaim { record, rule, waits })
     }
 

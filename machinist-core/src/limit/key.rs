@@ -1,14 +1,16 @@
 //! The key of a limit: one bucket for each value of an argument or a header.
 
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::args::Arg;
+use crate::{args::Arg, security::Trust};
 
 /// Length of a key up to which it is stored as it is, in bytes. A longer one is stored as its hash.
 const MAX_PLAIN_KEY: usize = 64;
+/// Kind of the hashes of keys of encrypted tasks.
+pub(crate) const KEY_HASH: &str = "machinist.limit";
 /// Length of a template, in bytes.
 const MAX_TEMPLATE: usize = 256;
 
@@ -96,8 +98,23 @@ pub(crate) fn stored_key(key: &str) -> String {
     if plain && !key.starts_with('#') { key.to_owned() } else { hashed_key(&Sha256::digest(key.as_bytes())) }
 }
 
+/// Returns the name of a task or a queue as it stands before a key in the name of a record: with its colons escaped. Otherwise the
+/// key `b:c` of the task `a` would be the key `c` of the task `a:b`.
+pub(crate) fn before_key(name: &str) -> Cow<'_, str> {
+    if !name.contains([':', '%']) {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(name.replace('%', "%25").replace(':', "%3A"))
+}
+
+/// Returns a key of encrypted tasks as it is stored: as a hash that only holders of the signing key can compute, so that nobody
+/// else finds keys by trying. Without a signing key it is stored as any other.
+pub(crate) fn hidden_key(trust: &Trust, kind: &'static str, key: &str) -> String {
+    trust.keyed_hash(kind, key).map_or_else(|| stored_key(key), |hash| hashed_key(&hash))
+}
+
 /// Returns the stored form of a hash or a signature of a key.
-pub(crate) fn hashed_key(hash: &[u8]) -> String {
+fn hashed_key(hash: &[u8]) -> String {
     let hex: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     format!("#{hex}")
 }
@@ -139,6 +156,11 @@ mod tests {
         for wrong in ["", "all", "{", "}", "{}", "a}b{0}", "{0", &"{0}".repeat(100)] {
             assert!(LimitKey::template(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_name_with_colons_is_no_other_name_with_a_key() {
+        assert_eq!(["call", "a:b", "a%3Ab"].map(before_key), ["call", "a%3Ab", "a%253Ab"]);
     }
 
     #[test]

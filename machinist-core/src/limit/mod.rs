@@ -20,7 +20,7 @@ pub use key::LimitKey;
 pub use rate::Rate;
 
 use bucket::Terms;
-pub(crate) use key::{hashed_key, stored_key};
+pub(crate) use key::{KEY_HASH, before_key, hidden_key, stored_key};
 pub(crate) use live::{live_limits, remove_limit, set_limit};
 
 use crate::{
@@ -51,6 +51,14 @@ impl LimitTarget {
             _ => Err(format!("{text:?} is no target of a limit; write task:NAME or queue:NAME")),
         }
     }
+
+    /// Returns the target as it stands in names of records and in reasons, before a key or without one.
+    pub(crate) fn subject(&self) -> String {
+        match self {
+            Self::Task(name) => format!("task:{}", before_key(name.as_str())),
+            Self::Queue(name) => format!("queue:{}", before_key(name.as_str())),
+        }
+    }
 }
 
 impl std::fmt::Display for LimitTarget {
@@ -74,10 +82,10 @@ pub(crate) struct AppliedLimit {
 
 impl AppliedLimit {
     pub(crate) fn new(target: &LimitTarget, limit: Arc<Limit>, key: Option<&str>) -> Self {
-        let subject = match key {
-            Some(key) => format!("{target}:{key}"),
-            None => target.to_string(),
-        };
+        let mut subject = target.subject();
+        if let Some(key) = key {
+            subject.extend([":", key]);
+        }
         Self { limit, subject, cost: None }
     }
 
@@ -119,5 +127,22 @@ impl AppliedLimit {
     /// Reason of tasks that wait for a place.
     pub(crate) fn places_reason(&self) -> WaitReason {
         WaitReason::new("max_running", &self.subject)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_different_names_and_keys_have_different_records() {
+        let record = |target: &str, key| {
+            let target = LimitTarget::parse(target).unwrap();
+            AppliedLimit::new(&target, Arc::default(), key).bucket().id().to_owned()
+        };
+        assert_eq!(record("task:call", Some("a")), "rate/task:call:a");
+        assert_eq!(record("task:call", Some("b:c")), "rate/task:call:b:c");
+        assert_eq!(record("task:call:b", Some("c")), "rate/task:call%3Ab:c");
+        assert_ne!(record("task:call:a", None), record("task:call", Some("a")));
     }
 }

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
-    affinity::base_queue,
+    affinity::with_base,
     id::{QueueName, TaskName},
     mirror::Mirror,
     sign::Pattern,
@@ -164,6 +164,6 @@ impl QueueRules {
             return None;
         }
         // Tasks that require tags are tasks of their queue.
-        self.rules.get(queue).or_else(|| self.rules.get(&base_queue(queue)?))
+        with_base(queue).find_map(|queue| self.rules.get(&*queue))
     }
 }

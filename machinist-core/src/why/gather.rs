@@ -4,7 +4,7 @@ use machinist_adapter::error::chain;
 
 use super::situation::{Letter, QueueSituation, TaskSituation, WorkflowPart};
 use crate::{
-    affinity::base_queue,
+    affinity::with_base,
     backend::{BackendError, Index},
     broker::QueueDepth,
     client::Client,
@@ -93,8 +93,9 @@ pub(super) async fn queue(client: &Client, name: QueueName) -> Result<QueueSitua
     let known = left_out("the names of the queues", known)?;
     let depth = client.app.broker().depth(std::slice::from_ref(&name)).await;
     let absent = QueueDepth { queue: name.clone(), ready: None, consumers: None, dead: None };
+    let paused = with_base(&name).any(|queue| paused.contains(&*queue));
     let mut situation = QueueSituation {
-        paused: paused.contains(&name) || base_queue(&name).is_some_and(|base| paused.contains(&base)),
+        paused,
         depth: depth
             .map(|mut depths| depths.pop().unwrap_or(absent))
             .map_err(|error| chain(&error).join(": ")),
@@ -136,7 +137,7 @@ async fn limit_of(client: &Client, reason: &str) -> Result<Option<(Limit, String
     let is_of = |target: &str| {
         subject.strip_prefix(target).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
     };
-    let found = limits.into_iter().find(|(target, _)| is_of(&target.to_string()));
+    let found = limits.into_iter().find(|(target, _)| is_of(&target.subject()));
     Ok(found.and_then(|(_, definitions)| definitions.into_iter().next()))
 }
 

@@ -24,9 +24,9 @@ use crate::{
     fleet::WorkerFilter,
     id::{RecordId, RunId},
     limit::{
-        AppliedLimit, Limit,
+        AppliedLimit, KEY_HASH, Limit,
         bucket::{Terms, push_back},
-        hashed_key,
+        hidden_key,
         places::places,
         stored_key,
     },
@@ -327,9 +327,7 @@ impl WorkerContext {
 
     /// Returns a key as the backend may see it: the key of an encrypted task only as a keyed hash.
     fn stored_key(&self, envelope: &Envelope, key: &str) -> String {
-        let hidden =
-            is_encrypted(envelope).then(|| self.app.0.trust.keyed_hash("machinist.limit", key)).flatten();
-        hidden.map_or_else(|| stored_key(key), |hash| hashed_key(&hash))
+        if is_encrypted(envelope) { hidden_key(&self.app.0.trust, KEY_HASH, key) } else { stored_key(key) }
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::server_calls::{ServerCalls, Unanswered};
 use crate::{
-    affinity::base_queue,
+    affinity::with_base,
     backend::Committed,
     clock::{Clock, Timestamp},
     fleet::WorkerInfo,
@@ -87,9 +87,7 @@ impl Limits {
     /// Replaces the limits of the code and the configuration.
     pub(super) fn set_own(&self, own: HashMap<LimitTarget, Arc<Limit>>) {
         for (target, limit) in &own {
-            if limit.is_paused() {
-                tracing::warn!(%target, %limit, "a limit of zero pauses these tasks: they wait until it is raised");
-            }
+            warn_if_paused(target, limit);
         }
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         self.any.store(!own.is_empty() || !live.is_empty(), Ordering::Relaxed);
@@ -104,6 +102,7 @@ impl Limits {
         if *known != live {
             for (target, limit) in live.iter().filter(|(target, limit)| known.get(target) != Some(limit)) {
                 tracing::info!(%target, %limit, "a limit was set live");
+                warn_if_paused(target, limit);
             }
             *known = live;
         }
@@ -122,11 +121,9 @@ impl Limits {
             let limit = live.get(&target).or_else(|| own.get(&target))?;
             (!limit.is_empty()).then(|| (target, Arc::clone(limit)))
         };
-        let of_queue = || {
-            // Tasks that require tags are tasks of their queue, and share its limit.
-            found(LimitTarget::Queue(queue.clone())).or_else(|| found(LimitTarget::Queue(base_queue(queue)?)))
-        };
-        found(LimitTarget::Task(task.clone())).into_iter().chain(of_queue()).collect()
+        // Tasks that require tags are tasks of their queue, and share its limit.
+        let of_queue = with_base(queue).find_map(|queue| found(LimitTarget::Queue(queue.into_owned())));
+        found(LimitTarget::Task(task.clone())).into_iter().chain(of_queue).collect()
     }
 
     /// The limits of the code and the configuration of this worker.
@@ -269,6 +266,12 @@ impl Limits {
             pool.known_at = Some(Instant::now());
         }
         Ok(shift(&pool.known))
+    }
+}
+
+fn warn_if_paused(target: &LimitTarget, limit: &Limit) {
+    if limit.is_paused() {
+        tracing::warn!(%target, %limit, "a limit of zero pauses these tasks: they wait until it is raised");
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    affinity::base_queue,
+    affinity::with_base,
     id::{QueueName, QueuePattern},
     record::PresenceState,
 };
@@ -91,9 +91,7 @@ impl WantedSubscription {
 
     /// Returns `true` if the queue is paused, or the queue to which its tasks were sent before their tags made another of it.
     fn is_paused(&self, queue: &QueueName) -> bool {
-        !self.paused.is_empty()
-            && (self.paused.contains(queue)
-                || base_queue(queue).is_some_and(|base| self.paused.contains(&base)))
+        !self.paused.is_empty() && with_base(queue).any(|queue| self.paused.contains(&*queue))
     }
 }
 

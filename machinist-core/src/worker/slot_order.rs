@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use tokio::sync::oneshot;
 
 use crate::{
-    affinity::takes,
+    affinity::{TagQueue, takes},
     fair_queues::weight_of_share,
     id::{QueueName, QueuePattern, TaskName},
     priority_queues::weight_of_class,
@@ -57,7 +57,8 @@ impl SlotShares {
         }
         // The longest one that fits: a name goes before a pattern, and a pattern before a wider one.
         let share = self.queues.iter().rev().find_map(of).unwrap_or_default();
-        let factor = weight_of_class(queue) * weight_of_share(queue);
+        let factor = TagQueue::of(queue.as_str())
+            .map_or(1, |of| weight_of_class(&of.tags) * weight_of_share(&of.tags));
         QueueShare { weight: share.weight.saturating_mul(factor), ..share }
     }
 }

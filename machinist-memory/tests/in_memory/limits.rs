@@ -378,14 +378,43 @@ async fn places_and_reservations_that_the_backend_has_lost_are_forgotten_and_not
 
 #[tokio::test(start_paused = true)]
 async fn a_limit_of_zero_pauses_and_says_so() {
+    let zeros = [(Limit::new().max_running(0), "max_running:task:call"), (rate("0/s"), "rate:task:call")];
+    for (limit, reason) in zeros {
+        let servers = servers().await;
+        let paused = servers.worker(&limit);
+        let task = servers.send("a", 0).await;
+        waits_for(&task, reason).await;
+        assert!(paused.stop().await.is_clean());
+        let open = servers.worker(&Limit::new());
+        task.wait(2 * HOUR).await.unwrap();
+        assert!(open.stop().await.is_clean());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_goes_on_when_its_limit_is_lowered_and_nothing_starts_until_it_fits() {
     let servers = servers().await;
-    let paused = servers.worker(&Limit::new().max_running(0));
-    let task = servers.send("a", 0).await;
-    waits_for(&task, "max_running:task:call").await;
-    assert!(paused.stop().await.is_clean());
-    let open = servers.worker(&Limit::new());
-    task.wait(2 * HOUR).await.unwrap();
-    assert!(open.stop().await.is_clean());
+    let worker = servers.worker(&Limit::new().max_running(3));
+    let mut tasks = Vec::new();
+    for _ in 0..6 {
+        tasks.push(servers.send("a", 5000).await);
+    }
+    while servers.seen.of("a").1.len() < 3 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let target = LimitTarget::parse("task:call").unwrap();
+    servers.app.client().set_limit(&target, &Limit::new().max_running(1)).await.unwrap();
+    for task in &tasks {
+        started_at(task).await;
+    }
+    let (most, mut starts) = servers.seen.of("a");
+    starts.sort_unstable();
+    assert_eq!((most, starts.len()), (3, 6));
+    // One after the other, and the first of them when the last of the three has ended.
+    for pair in starts[2..].windows(2) {
+        assert!(pair[1] - pair[0] >= Duration::from_secs(5), "{starts:?}");
+    }
+    assert!(worker.stop().await.is_clean());
 }
 
 #[tokio::test(start_paused = true)]

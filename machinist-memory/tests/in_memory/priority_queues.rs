@@ -1,6 +1,7 @@
 //! Priorities over a broker that does not order the messages of a queue: separate queues, by weight or strictly.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,9 +15,11 @@ use machinist_core::{
         SideQueue,
     },
     diagnose::{Diagnose, Finding},
+    limit::{Limit, Rate},
+    worker::TaskOptions,
     workflow::chain,
 };
-use machinist_memory::{MemoryBackend, MemoryBroker};
+use machinist_memory::{MemoryBackend, MemoryBroker, MessagePlace};
 
 const WORK: TaskDef<(String,), ()> = TaskDef::new("work");
 const FLAKY: TaskDef<(), ()> = TaskDef::new("flaky");
@@ -161,6 +164,37 @@ async fn a_task_keeps_its_class_over_delays_retries_and_workflows() {
     let last = client.send(flow).await.unwrap();
     last.wait(MINUTE).await.unwrap();
     assert_eq!(last.record().await.unwrap().queue.as_deref(), Some("default+priority:high"));
+    assert!(worker.stop().await.is_clean());
+}
+
+/// The order of a broker with priorities depends on the number in each message.
+#[tokio::test(start_paused = true)]
+async fn the_messages_of_retries_and_guards_have_the_priority_of_their_task() {
+    let broker = Arc::new(MemoryBroker::new());
+    let app = App::builder(broker.clone(), Arc::new(MemoryBackend::new())).build().await.unwrap();
+    let limit = Limit::new().rate(Rate::parse("1/m").unwrap());
+    let worker = Worker::builder(&app).state(Starts::default()).task(WORK, work).task(FLAKY, flaky);
+    let worker = Running::start(worker.options("work", TaskOptions::new().limit(limit)));
+    let client = app.client();
+    let limited = |name: &str| WORK.call((name.to_owned(),)).priority(7);
+    client.send(limited("first")).await.unwrap().wait(MINUTE).await.unwrap();
+    // It comes back a minute later.
+    let guarded = client.send(limited("second")).await.unwrap();
+    let flaky = FLAKY.call(()).priority(8).retries(1).backoff(Backoff::fixed(MINUTE / 2));
+    let retried = client.send(flaky).await.unwrap();
+    let delayed = || -> BTreeMap<_, _> {
+        let held = broker.held().into_iter().filter(|held| matches!(held.place, MessagePlace::Delayed(_)));
+        held.map(|held| (held.message.kind.unwrap(), held.message.priority)).collect()
+    };
+    for _ in 0..1000 {
+        if delayed().len() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(delayed(), [("flaky".to_owned(), Some(8)), ("work".to_owned(), Some(7))].into());
+    retried.wait(MINUTE).await.unwrap();
+    guarded.wait(2 * MINUTE).await.unwrap();
     assert!(worker.stop().await.is_clean());
 }
 

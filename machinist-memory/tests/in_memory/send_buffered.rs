@@ -1,18 +1,23 @@
 //! Tasks that a sender leaves to the buffer of its application: confirmed when the broker is back, or told as dropped.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
 use crate::send_within::Flaky;
 use machinist_core::{
-    App, AppBuilder, BufferLimits, QueueName, SendError, Signature, TaskDef,
+    App, AppBuilder, BufferLimits, FairShare, PublishHook, QueueName, SendError, Signature, TaskDef, TaskId,
     broker::{Broker, Consume},
     event::{Event, EventKind},
+    limit::{LimitKey, Rate},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 const WORK: TaskDef<(u32,), ()> = TaskDef::new("work");
 const MINUTE: Duration = Duration::from_secs(60);
@@ -32,6 +37,21 @@ async fn app(
     let broker = Arc::new(Flaky { broker: MemoryBroker::new(), refusals: refusals.into() });
     let builder = App::builder(broker.clone(), Arc::new(MemoryBackend::new())).buffer(limits);
     (adjust(builder).build().await.unwrap(), broker)
+}
+
+/// Shares of a task a day for each first argument.
+fn share() -> FairShare {
+    let by = FairShare::by(LimitKey::template("{0}").unwrap());
+    FairShare { rate: Rate::parse("1/d").unwrap(), burst: 1, ..by }
+}
+
+/// A hook that counts its calls.
+struct Counting(Arc<AtomicU32>);
+
+impl PublishHook for Counting {
+    fn before_publish(&self, _: &TaskId, _: &str, _: &mut BTreeMap<String, String>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 async fn ready(app: &App, name: &str) -> u64 {
@@ -109,7 +129,8 @@ async fn what_is_not_confirmed_in_time_is_told_as_dropped() {
             events.send((task.id.clone(), task.queue.to_string(), waited.as_secs(), may_be_queued)).unwrap();
         }
     };
-    let (app, _broker) = app(AWAY, limits, |builder| builder.observer(observer)).await;
+    let fair = |builder: AppBuilder| builder.observer(observer).fair_queue(queue("default"), share());
+    let (app, _broker) = app(AWAY, limits, fair).await;
     let client = app.client();
     let before = Instant::now();
     let send = client.send_buffered(WORK.call((1,))).await.unwrap();
@@ -118,7 +139,8 @@ async fn what_is_not_confirmed_in_time_is_told_as_dropped() {
     assert!(dropped.is_unknown(), "a try was not confirmed");
     let SendError::Dropped { id: of, waited, source, .. } = dropped else { panic!("{dropped}") };
     assert_eq!((&of, waited.as_secs(), source.is_some()), (&id, 10, true));
-    assert_eq!(told.try_recv().unwrap(), (id, "default".to_owned(), 10, true));
+    // As the event `sent` names it.
+    assert_eq!(told.try_recv().unwrap(), (id, "default+fair:share".to_owned(), 10, true));
     assert!(before.elapsed() >= 10 * SECOND && before.elapsed() < 11 * SECOND);
     let counts = client.buffer_counts();
     assert_eq!((counts.waiting, counts.bytes, counts.dropped), (0, 0, 1));
@@ -163,13 +185,36 @@ async fn a_full_queue_stops_its_own_tasks_alone() {
 async fn a_delay_counts_from_the_acceptance_and_a_wrong_task_is_told_at_once() {
     let (app, broker) = app(AWAY, BufferLimits::default(), |builder| builder).await;
     let client = app.client();
-    let now = app.clock().now();
+    let (now, before) = (app.clock().now(), Instant::now());
     let send = client.send_buffered(WORK.call((1,)).countdown(20 * SECOND)).await.unwrap();
     sleep(10 * SECOND).await;
     broker.refusals.store(0, Ordering::SeqCst);
     let record = send.confirmed().await.unwrap().record().await.unwrap();
     let eta = record.eta.unwrap();
     assert!(eta.since(now) < 21 * SECOND, "{:?}", eta.since(now));
+    assert_eq!(ready(&app, "default").await, 0);
+    sleep_until(before + 21 * SECOND).await;
+    assert_eq!(ready(&app, "default").await, 1, "the broker keeps it for what is left of the delay");
     let wrong = client.send_buffered(Signature::new("work").priority(99)).await.unwrap_err();
     assert!(matches!(wrong, SendError::Invalid(_)), "{wrong}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_is_prepared_once_for_all_its_tries() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let hook = Counting(Arc::clone(&calls));
+    let fair = |builder: AppBuilder| builder.on_publish(hook).fair_queue(queue("default"), share());
+    let (app, broker) = app(AWAY, BufferLimits::default(), fair).await;
+    let client = app.client();
+    let send = client.send_buffered(WORK.call((1,))).await.unwrap();
+    sleep(5 * SECOND).await;
+    broker.refusals.store(0, Ordering::SeqCst);
+    let sent = send.confirmed().await.unwrap();
+    assert_eq!(sent.queue().map(QueueName::as_str), Some("default+fair:share"), "its share is used once");
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    broker.refusals.store(5, Ordering::SeqCst);
+    let sent = client.send_within(WORK.call((2,)), MINUTE).await.unwrap();
+    assert_eq!(sent.queue().map(QueueName::as_str), Some("default+fair:share"));
+    assert_eq!((calls.load(Ordering::SeqCst), broker.refusals.load(Ordering::SeqCst)), (2, 0));
+    assert_eq!((ready(&app, "default").await, ready(&app, "default+fair:share").await), (0, 2));
 }

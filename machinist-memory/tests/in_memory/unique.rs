@@ -163,6 +163,15 @@ async fn a_later_task_replaces_the_one_that_waits_but_not_one_that_runs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_belongs_to_the_name_of_its_task() {
+    let client = House::new().await.client();
+    for (name, key) in [("index", "page:1"), ("index:page", "1"), ("index", "page%3A1")] {
+        let task = Signature::new(name).unique(Unique::new().key(key));
+        assert!(!client.send(task).await.unwrap().is_duplicate(), "{name} {key}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_conflict_may_be_an_error() {
     let house = House::new().await;
     let client = house.client();

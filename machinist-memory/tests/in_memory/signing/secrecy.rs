@@ -9,8 +9,10 @@ use machinist_core::{
     backend::Backend,
     broker::{HeaderValue, Message},
     id::{RecordId, RecordKind},
+    limit::{Limit, LimitKey, LimitTarget},
     record::{FailureKind, TaskState},
     sign::{Algorithm, Key, KeyState, Keyring},
+    worker::TaskOptions,
 };
 
 use super::support::{ADD, HOUR, Harness, Running, SOON, hmac, queue};
@@ -259,5 +261,25 @@ async fn a_hidden_body_is_bound_to_its_task() {
     let end = unsigned.result(other.id().clone()).wait_record(SOON).await.unwrap();
     assert_eq!(end.kind, Some(FailureKind::Malformed));
     assert_eq!((harness.added(), victim.state().await.unwrap()), (0, TaskState::Pending));
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_key_of_a_limit_is_hidden_and_shown_to_whoever_has_the_keys() {
+    let harness = Harness::new();
+    let app = harness.app(ring([&hmac("k"), &cipher("secret")])).await;
+    let limit = Limit::new().max_running(1).key(LimitKey::template("{0}").unwrap());
+    let builder = harness.worker(&app).task(TELL, tell).options("tell", TaskOptions::new().limit(limit));
+    let running = Running::start(builder);
+    let client = app.client();
+    let told = client.send(TELL.call((SECRET.to_owned(),)).retries(1)).await.unwrap();
+    harness.eventually(async || told.state().await.unwrap() == TaskState::Started).await;
+    let target = LimitTarget::parse("task:tell").unwrap();
+    assert_eq!(client.runs_under_limit(&target, Some(SECRET)).await.unwrap(), [told.id().clone()]);
+    assert_eq!(client.limit(&target, Some(SECRET)).await.unwrap()[0].running, Some(1));
+    assert!(client.runs_under_limit(&target, Some("another")).await.unwrap().is_empty());
+    let plain = RecordId::new(RecordKind::Limit, &format!("run/task:tell:{SECRET}"));
+    assert!(harness.backend.read(&[plain]).await.unwrap()[0].is_empty());
+    told.wait(SOON).await.unwrap();
     running.stop().await;
 }
