@@ -13,14 +13,15 @@ use super::{
 use crate::{
     args::{Arg, Results},
     backend::Commit,
-    flow::{Spawned, spawned_root},
+    flow::Spawned,
     id::{RecordId, TaskId},
     record::{
         Child, Claim, CommitRefusal, EncodedResults, End, EndVerdict, EndedMember, ErrorText, Facts, Failure,
-        FailureKind, FollowUp, JoinDecision, JoinedMember, Joining, ParkDecision, StartDecision,
-        StartRequest, Verdict, after_failure, after_success, continued_by, decide_join, decide_parking,
-        decide_start, explain_refusal, failure_without_run, gathered_fact, join, join_record, joinings, json,
-        may_be_decided, name, never_after, outcome_commit, recorded_follow_up, spawned_by, upstream_error,
+        FailureKind, FollowUp, JoinDecision, JoinedMember, Joining, LossDecision, MemberSlot, MissingMember,
+        ParkDecision, StartDecision, StartRequest, Verdict, after_failure, after_success, continued_by,
+        decide_join, decide_loss, decide_parking, decide_start, explain_refusal, failure_without_run,
+        gathered_fact, has_published, join, join_record, joinings, json, may_be_decided, member_slots,
+        missing_member, name, never_after, outcome_commit, recorded_follow_up, spawned_by, upstream_error,
         waiting_callback,
     },
     workflow::{Policy, Sendable, StepPlan, Workflow, spawned_of},
@@ -57,7 +58,7 @@ impl FlowModel {
                 let joined =
                     state.joined.get(&self.record_no(&join_record(&child.place))).copied().unwrap_or(0);
                 if self.mutated(FlowMutation::CountDecides)
-                    && usize::from(joined) >= Self::member_ids(&child).len()
+                    && usize::from(joined) >= Self::slots_of(&child).len()
                     && matches!(decision, JoinDecision::Undecided(_))
                 {
                     decision = JoinDecision::Run(Vec::new());
@@ -69,12 +70,17 @@ impl FlowModel {
                         FlowStage::Wait
                     }
                     JoinDecision::Undecided(missing) => {
-                        let ended = |(index, id): &(u32, TaskId)| {
-                            let (id, _) = self.counting_end(state, id).filter(|_| missing.contains(index))?;
-                            let record = self.record_no(&RecordId::from(&id));
-                            Some((u8::try_from(*index).expect("few members"), record))
+                        let parts = &child.step.flow.awaits;
+                        let ended = |slot: MemberSlot<'_>| {
+                            let (id, facts) = self.counting_record(state, &slot.id)?;
+                            let joins = missing_member(&facts, slot.part.policy);
+                            matches!(joins, MissingMember::Ended { .. }).then(|| {
+                                let index = u8::try_from(slot.index).expect("few members");
+                                (index, self.record_no(&RecordId::from(&id)))
+                            })
                         };
-                        let found: Vec<_> = Self::member_ids(&child).iter().filter_map(ended).collect();
+                        let slots = member_slots(&child.place, parts, missing).into_iter();
+                        let found: Vec<_> = slots.filter_map(ended).collect();
                         if found.is_empty() { FlowStage::Wait } else { FlowStage::Rejoin(found) }
                     }
                 };
@@ -110,7 +116,9 @@ impl FlowModel {
                 let parks = stage == FlowStage::PublishGuard;
                 set(&mut next, stage);
                 self.push(steps, says("reads its record"), false, next);
-                if parks && self.has_lost_members(state, &child) {
+                // Any time may have passed since the first look that has found members lost.
+                let lost = parks && self.has_lost_members(state, &child);
+                if decide_loss(lost, Some(NOW), NOW.plus(TTL), TTL) == LossDecision::End {
                     let mut next = state.clone();
                     set(&mut next, FlowStage::End(FailureKind::Lost));
                     self.push(steps, says("has waited long enough for lost members"), false, next);
@@ -331,11 +339,11 @@ impl FlowModel {
             }
             return;
         }
-        let truth: BTreeMap<u32, EndedMember> = Self::member_ids(child)
+        let truth: BTreeMap<u32, EndedMember> = Self::slots_of(child)
             .into_iter()
-            .filter_map(|(index, id)| {
-                let (id, end) = self.counting_end(state, &id)?;
-                Some((index, EndedMember::of(id, &end)?))
+            .filter_map(|slot| {
+                let (id, end) = self.counting_end(state, &slot.id)?;
+                Some((slot.index, EndedMember::of(id, &end)?))
             })
             .collect();
         match (decide_join(awaits, &truth), gathered) {
@@ -352,23 +360,23 @@ impl FlowModel {
     }
 
     pub(super) fn joining_of(&self, child: &Child, index: u32) -> Joining {
-        let size = u32::try_from(Self::member_ids(child).len()).expect("few members");
+        let size = u32::try_from(Self::slots_of(child).len()).expect("few members");
         Joining { waiting: child.place.clone(), index, size, policy: Policy::Collect }
     }
 
     pub(super) fn has_lost_members(&self, state: &FlowState, child: &Child) -> bool {
-        let members = self.members(state, &child.place);
-        let root = self.facts_of(state, self.record_no(&RecordId::from(&task("R"))));
-        let is_empty = |id: &TaskId| self.facts_of(state, self.record_no(&RecordId::from(id))).is_empty();
-        let lost = |(index, id): &(u32, TaskId)| {
-            !members.contains_key(index)
-                && match self.continuation(state, id) {
-                    None => is_empty(id),
-                    Some((followed, last)) => followed && is_empty(&spawned_root(&last)) && is_empty(&last),
-                }
+        let joined = self.members(state, &child.place);
+        let has_no_record = |slot: &MemberSlot<'_>| {
+            let counts = self.counting_record(state, &slot.id);
+            counts
+                .is_some_and(|(_, facts)| missing_member(&facts, slot.part.policy) == MissingMember::NoRecord)
         };
-        let published = root.is_empty() || (root.has(name::END) && root.has(name::FOLLOWED));
-        published && Self::member_ids(child).iter().any(lost)
+        let was_published = |slot: &MemberSlot<'_>| {
+            let publishers = slot.publishers(&child.place);
+            publishers.iter().find_map(|id| has_published(&self.task_facts(state, id))).unwrap_or(true)
+        };
+        let mut missing = Self::slots_of(child).into_iter().filter(|slot| !joined.contains_key(&slot.index));
+        missing.any(|slot| has_no_record(&slot) && was_published(&slot))
     }
 
     pub(super) fn verdict(&self, child: &Child, claim: &Claim, success: bool) -> Verdict {

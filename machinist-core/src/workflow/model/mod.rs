@@ -29,11 +29,12 @@ use crate::{
     args::Arg,
     backend::Commit,
     clock::Timestamp,
-    flow::{Step, StepPlace},
+    flow::{JoinPart, Step, StepPlace, spawned_root},
     id::{RecordId, TaskId},
     record::{
-        Child, Claim, EndedMember, FactName, Facts, JoinDecision, JoinedMember, continued_by_record,
-        decide_join, ended_members, gathered_fact, join_record, name, never_after,
+        Child, Claim, EndedMember, FactName, Facts, JoinDecision, JoinedMember, MemberSlot,
+        continued_by_record, decide_join, ended_members, gathered_fact, is_replacement_under_way,
+        join_record, member_slots, name, never_after,
     },
     signature::Signature,
 };
@@ -245,42 +246,45 @@ impl FlowModel {
         })
     }
 
-    /// Returns the places of the members of the join that a task waits for, by index.
-    fn member_ids(child: &Child) -> Vec<(u32, TaskId)> {
-        let scope = child.place.scope();
-        let mut ids = Vec::new();
-        for part in &child.step.flow.awaits {
-            let place = scope.step(&part.step);
-            for member in 0..part.count() {
-                let place = if part.members.is_some() { place.member(member) } else { place.clone() };
-                ids.push((u32::try_from(ids.len()).expect("few members"), place.id()));
-            }
-        }
-        ids
+    /// Returns the members of the join that a task waits for.
+    fn slots_of(child: &Child) -> Vec<MemberSlot<'_>> {
+        let parts = &child.step.flow.awaits;
+        member_slots(&child.place, parts, 0..parts.iter().map(JoinPart::count).sum())
     }
 
     /// Returns `true` if the join of a task that waits can be decided from what is recorded, or never will be.
     fn can_be_decided(&self, state: &FlowState, child: &Child) -> bool {
         let members = self.members(state, &child.place);
-        let undecided = |index: &u32, id: &TaskId| -> bool {
-            !members.contains_key(index) && self.counting_end(state, id).is_none()
+        let ended = |slot: &MemberSlot<'_>| {
+            members.contains_key(&slot.index) || self.counting_end(state, &slot.id).is_some()
         };
-        let all_ended = Self::member_ids(child).iter().all(|(index, id)| !undecided(index, id));
+        let all_ended = Self::slots_of(child).iter().all(ended);
         all_ended
             || state.lost
             || !matches!(decide_join(&child.step.flow.awaits, &members), JoinDecision::Undecided(_))
     }
 
-    /// Returns the task that counts in the place of another, and whether that one was followed up.
-    fn continuation(&self, state: &FlowState, id: &TaskId) -> Option<(bool, TaskId)> {
-        let facts = self.facts_of(state, self.record_no(&RecordId::from(id)));
-        Some((facts.has(name::FOLLOWED), continued_by_record(&facts)?))
+    fn task_facts(&self, state: &FlowState, id: &TaskId) -> Rc<Facts> {
+        self.facts_of(state, self.record_no(&RecordId::from(id)))
+    }
+
+    /// Returns the task whose end counts for a member, and its record; `None` while what replaces it is under way.
+    fn counting_record(&self, state: &FlowState, id: &TaskId) -> Option<(TaskId, Rc<Facts>)> {
+        let (mut id, mut facts) = (id.clone(), self.task_facts(state, id));
+        while let Some(next) = continued_by_record(&facts) {
+            let root = self.task_facts(state, &spawned_root(&next));
+            let last = self.task_facts(state, &next);
+            if is_replacement_under_way(&facts, &root, &last) {
+                return None;
+            }
+            (id, facts) = (next, last);
+        }
+        Some((id, facts))
     }
 
     /// Returns the task whose end counts for a task, and that end.
     fn counting_end(&self, state: &FlowState, id: &TaskId) -> Option<(TaskId, Bytes)> {
-        let id = self.continuation(state, id).map_or_else(|| id.clone(), |(_, last)| last);
-        let facts = self.facts_of(state, self.record_no(&RecordId::from(&id)));
+        let (id, facts) = self.counting_record(state, id)?;
         Some((id, facts.get(name::END)?.clone()))
     }
 
