@@ -89,10 +89,8 @@ impl WorkerContext {
                 false
             }
             EndVerdict::Failure(failure) => {
-                if calls_back(failure.kind) {
-                    let children = after_failure(place, &flow, &failure.error.chain.join(": "));
-                    unsent.extend(self.publish_children(envelope, children, at).await?);
-                }
+                let children = after_failure(place, &flow, failure);
+                unsent.extend(self.publish_children(envelope, children, at).await?);
                 self.cancel_rest(place, &flow).await;
                 let upstream = Failure::new(FailureKind::Upstream, &*upstream_error(id, failure));
                 let never = never_after(place, &flow).into_iter();
@@ -528,13 +526,4 @@ struct Prepared {
     envelope: Envelope,
     publish: Publish,
     facts: Arc<Commit>,
-}
-
-/// Returns `true` if a failure of this kind is told to error callbacks. Somebody wanted a revoked task to end, and the cause of an
-/// upstream failure has called back already.
-fn calls_back(kind: FailureKind) -> bool {
-    !matches!(
-        kind,
-        FailureKind::Revoked | FailureKind::Upstream | FailureKind::Duplicate | FailureKind::Replaced
-    )
 }

@@ -431,9 +431,7 @@ impl FlowModel {
                 publish(after_success(&child.place, flow, &results.0), &mut acts)
             }
             EndVerdict::Failure(failure) => {
-                if !matches!(failure.kind, FailureKind::Revoked | FailureKind::Upstream) {
-                    publish(after_failure(&child.place, flow, failure.error.message()), &mut acts);
-                }
+                publish(after_failure(&child.place, flow, &failure), &mut acts);
                 let error = upstream_error(&child.id(), &failure);
                 for never in never_after(&child.place, flow) {
                     let never = self.child(never);
@@ -596,15 +594,24 @@ impl FlowModel {
             self.say(format!("{} is published with other arguments", published.id()));
         }
         let facts = self.facts_of(state, self.task_record(parent));
-        let recorded = facts.get(name::END).and_then(|end| EndedMember::of(parent.id(), end));
-        if let Some(EndedMember { verdict: EndVerdict::Success { results }, .. }) = recorded {
-            let flow = &parent.step.flow;
-            let spawned = facts.read::<End>(name::END).map(|end| end.spawned).unwrap_or_default();
-            let mut right = spawned_by(&parent.id(), spawned, Some(&parent.place), Some(flow));
-            right.extend(after_success(&parent.place, flow, &results.0));
-            if !right.contains(published) {
-                self.say(format!("{} is published with arguments that are not recorded", published.id()));
+        let Some(End { verdict, spawned, continued_by, .. }) = facts.read(name::END) else { return };
+        let flow = &parent.step.flow;
+        let mut right = spawned_by(&parent.id(), spawned, Some(&parent.place), Some(flow));
+        match (verdict, continued_by) {
+            // What follows it follows the task that has replaced it.
+            (_, Some(_)) => {}
+            (EndVerdict::Success { results }, None) => {
+                right.extend(after_success(&parent.place, flow, &results.0));
             }
+            (EndVerdict::Failure(failure), None) => {
+                right.extend(after_failure(&parent.place, flow, &failure));
+            }
+        }
+        if !right.contains(published) {
+            self.say(format!(
+                "{} is published with arguments that are not recorded, or against what is recorded",
+                published.id()
+            ));
         }
     }
 }
