@@ -13,7 +13,7 @@ mod state;
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     rc::Rc,
     time::Duration,
 };
@@ -32,8 +32,8 @@ use crate::{
     flow::{JoinPart, Step, StepPlace, spawned_root},
     id::{RecordId, TaskId},
     record::{
-        Child, Claim, EndedMember, FactName, Facts, JoinDecision, JoinedMember, MemberSlot,
-        continued_by_record, decide_join, ended_members, gathered_fact, is_replacement_under_way,
+        Child, Claim, EndedMember, FactName, Facts, FailureKind, JoinDecision, JoinedMember, MemberSlot,
+        continued_by_record, decide_join, ended_members, failure_of, gathered_fact, is_replacement_under_way,
         join_record, member_slots, name, never_after,
     },
     signature::Signature,
@@ -114,7 +114,19 @@ struct FlowModel {
     acts: Interned<Vec<FlowAct>>,
     /// Records of the tasks that must end.
     expected: Vec<u16>,
+    /// Error callbacks, which must end once they are owed.
+    callbacks: Vec<ErrorCallback>,
+    /// Steps before each step, those before them, and so on.
+    before: BTreeMap<String, BTreeSet<String>>,
+    /// Kinds of the failures that records say, by the number of their facts.
+    failures: RefCell<HashMap<u32, Option<FailureKind>>>,
     violation: RefCell<Option<String>>,
+}
+
+/// A task that is sent when one of these steps has failed.
+struct ErrorCallback {
+    record: u16,
+    catches: BTreeSet<String>,
 }
 
 struct FlowStep {
@@ -126,7 +138,14 @@ struct FlowStep {
 
 impl FlowModel {
     fn new(scene: FlowScene) -> Self {
-        let workflow = Workflow::of_steps((scene.steps)()).expect("a workflow").with_id(task("R"));
+        let plan = (scene.steps)();
+        let before = steps_before(&plan);
+        let caught = plan.iter().flat_map(|step| step.on_error.iter().map(|callback| (callback, &step.name)));
+        let mut catches: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (callback, step) in caught {
+            catches.entry(callback.clone()).or_default().insert(step.clone());
+        }
+        let workflow = Workflow::of_steps(plan).expect("a workflow").with_id(task("R"));
         let parts = workflow.into_parts().parts;
         let flow = *parts.flow.expect("a flow");
         let place = StepPlace::root(task("R"));
@@ -142,6 +161,9 @@ impl FlowModel {
             args: RefCell::default(),
             acts: Interned::new(),
             expected: Vec::new(),
+            callbacks: Vec::new(),
+            before,
+            failures: RefCell::default(),
             violation: RefCell::default(),
         };
         model.facts.number(Facts::new());
@@ -149,6 +171,11 @@ impl FlowModel {
         model.root.child = model.child(root.clone());
         model.expected =
             all.iter().chain([&root]).map(|child| model.record_no(&RecordId::from(&child.id()))).collect();
+        let callback = |(name, catches): (String, BTreeSet<String>)| {
+            let id = root.place.step(&name).id();
+            ErrorCallback { record: model.record_no(&RecordId::from(&id)), catches }
+        };
+        model.callbacks = catches.into_iter().map(callback).collect();
         model
     }
 
@@ -228,9 +255,62 @@ impl FlowModel {
         if before.has(name::END) && before.get(name::END) != after.get(name::END) {
             self.say("an end was rewritten".to_owned());
         }
+        let ends = !before.has(name::END) && after.has(name::END);
         let after_no = self.facts.number(after);
         state.records.insert(record, after_no);
+        if ends
+            && !state.lost_record
+            && let Some(id) = commit.id.task()
+        {
+            self.check_end(state, &id, self.failure_kind(after_no));
+        }
         Ok(self.facts.get(after_no))
+    }
+
+    /// Checks an end that was just recorded: a task succeeds or fails by itself only if all that it depends on has succeeded,
+    /// fails only if its handler does, and ends in upstream only because of a failure.
+    fn check_end(&self, state: &FlowState, id: &TaskId, failure: Option<FailureKind>) {
+        let behind_failure = self.is_behind_failure(state, id);
+        let is_right = match failure {
+            None => !behind_failure,
+            Some(FailureKind::Error) => !behind_failure && self.used(state, FlowFault::Fail),
+            Some(FailureKind::Upstream) => behind_failure,
+            Some(_) => false,
+        };
+        if !is_right {
+            let how = failure.map_or("SUCCESS", |kind| kind.as_str());
+            let failed = if behind_failure { "has failed" } else { "has not failed" };
+            self.say(format!("ended wrongly: {id} in {how}, and something before it {failed}"));
+        }
+    }
+
+    /// Returns `true` if a task has failed on which this one depends.
+    fn is_behind_failure(&self, state: &FlowState, id: &TaskId) -> bool {
+        let (step, member, rest) = place_of(id);
+        let no_steps = BTreeSet::new();
+        let before = self.before.get(step).unwrap_or(&no_steps);
+        state.records.iter().any(|(record, facts)| {
+            let Some(other) = self.record_names.get(u32::from(*record)).task() else { return false };
+            let (other_step, other_member, other_rest) = place_of(&other);
+            let comes_first = other_member == member && other_rest < rest;
+            (before.contains(other_step) || comes_first) && self.failure_kind(*facts).is_some()
+        })
+    }
+
+    /// Returns the kind of the failure that these facts say.
+    fn failure_kind(&self, facts: u32) -> Option<FailureKind> {
+        if let Some(known) = self.failures.borrow().get(&facts) {
+            return *known;
+        }
+        let kind = failure_of(&self.facts.get(facts)).map(|failure| failure.kind);
+        self.failures.borrow_mut().insert(facts, kind);
+        kind
+    }
+
+    /// Returns `true` if a fault has occurred.
+    fn used(&self, state: &FlowState, fault: FlowFault) -> bool {
+        let all = self.scene.faults.iter().filter(|own| **own == fault).count();
+        usize::from(state.faults_left[fault as usize]) < all
     }
 
     fn put(state: &mut FlowState, message: FlowMessage) {
@@ -291,6 +371,33 @@ impl FlowModel {
     fn is_done(&self, state: &FlowState) -> bool {
         let ended = |record: &u16| self.facts_of(state, *record).has(name::END);
         self.expected.iter().all(ended)
+            && self.callbacks.iter().all(|callback| ended(&callback.record) || !self.is_owed(state, callback))
+    }
+
+    /// Returns `true` if an error callback is published, or must be.
+    fn is_owed(&self, state: &FlowState, callback: &ErrorCallback) -> bool {
+        let has_failed = |(record, facts): (&u16, &u32)| {
+            let Some(id) = self.record_names.get(u32::from(*record)).task() else { return false };
+            let failure = self.failure_kind(*facts);
+            callback.catches.contains(place_of(&id).0)
+                && failure.is_some_and(|kind| !matches!(kind, FailureKind::Upstream | FailureKind::Revoked))
+        };
+        !self.facts_of(state, callback.record).is_empty() || state.records.iter().any(has_failed)
+    }
+
+    /// Returns `true` if two live sessions run the same task.
+    fn runs_twice(&self, state: &FlowState) -> bool {
+        let running = |worker: &FlowWorker| {
+            let delivery = worker.delivery.as_ref()?;
+            let is_run = matches!(delivery.stage, FlowStage::Run(..) | FlowStage::Record(..));
+            (is_run && state.alive & (1 << worker.session) != 0).then_some(delivery.message.child)
+        };
+        let children: Vec<u16> = state.workers.iter().filter_map(running).collect();
+        let records: BTreeSet<u16> = match children.len() {
+            0 | 1 => return false,
+            _ => children.iter().map(|child| self.task_record(&self.child_of(*child))).collect(),
+        };
+        records.len() < children.len()
     }
 
     /// Returns all steps that are possible in a state.
@@ -394,6 +501,9 @@ impl FlowModel {
 
     /// Returns the invariant that a state violates, if any.
     fn violation(&self, state: &FlowState) -> Option<String> {
+        if !state.lost_record && self.runs_twice(state) {
+            return Some("two runs: two live sessions run the same task".to_owned());
+        }
         let held =
             state.workers.iter().any(|worker| worker.delivery.as_ref().is_some_and(|held| !held.settled));
         if state.queue.is_empty() && !held && !self.is_done(state) && !state.lost_record {
@@ -406,6 +516,33 @@ impl FlowModel {
 
 fn task(id: &str) -> TaskId {
     id.try_into().expect("an id")
+}
+
+/// Returns the names of the steps before each step, those before them, and so on. The root, whose name is empty, comes before
+/// all of them.
+fn steps_before(plan: &[StepPlan]) -> BTreeMap<String, BTreeSet<String>> {
+    let mut before: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    // Each pass goes one step further back.
+    for _ in plan {
+        for step in plan {
+            let mut all: BTreeSet<String> = step.after.iter().cloned().chain([String::new()]).collect();
+            all.extend(step.after.iter().filter_map(|name| before.get(name)).flatten().cloned());
+            before.insert(step.name.clone(), all);
+        }
+    }
+    before
+}
+
+/// Returns the step of a task, its member of that step, and the rest of its id. The tasks of a member run in the order of the
+/// rests: they are its steps, or what replaces it.
+fn place_of(id: &TaskId) -> (&str, &str, &str) {
+    let id = id.as_str();
+    let mut parts = id.split('+').next().unwrap_or_default().split('.').skip(1);
+    let step = parts.next().unwrap_or_default();
+    let index = parts.next().filter(|part| part.bytes().all(|byte| byte.is_ascii_digit()));
+    let part = |text: &str| if text.is_empty() { 0 } else { 1 + text.len() };
+    let end = "R".len() + part(step) + part(index.unwrap_or_default());
+    (step, &id[..end], &id[end..])
 }
 
 fn inc() -> Signature {
@@ -551,6 +688,24 @@ fn every_broken_rule_of_workflows_is_found() {
         println!("{mutation:?}: {found} ({} states)", report.states);
         assert!(found.starts_with(expected), "{mutation:?} in {name}: {found}");
     }
+}
+
+#[test]
+fn tasks_have_their_places_in_the_order_in_which_they_run() {
+    let place = |id: &str| {
+        let id = task(id);
+        let (step, member, rest) = place_of(&id);
+        [step, member, rest].map(str::to_owned)
+    };
+    assert_eq!(place("R"), ["", "R", ""]);
+    assert_eq!(place("R.a"), ["a", "R.a", ""]);
+    assert_eq!(place("R.m.0"), ["m", "R.m.0", ""]);
+    assert_eq!(place("R.m.0.t"), ["m", "R.m.0", ".t"]);
+    assert_eq!(place("R.a+1.x"), ["a", "R.a", "+1.x"]);
+    assert_eq!(place("R.m.1+1.y"), ["m", "R.m.1", "+1.y"]);
+    let before = steps_before(&graph());
+    assert_eq!(before["d"], ["", "a", "b", "c"].map(str::to_owned).into());
+    assert_eq!(before["s"], ["", "a", "b", "c", "cb", "d", "m"].map(str::to_owned).into());
 }
 
 /// Facts that a task which waits is started with.
