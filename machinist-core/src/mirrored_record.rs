@@ -258,6 +258,7 @@ mod tests {
         let part = |step: &str, members| JoinPart {
             step: step.to_owned(),
             members,
+            between: Vec::new(),
             last: None,
             policy: Policy::Fail,
             sources: Vec::new(),
@@ -279,6 +280,7 @@ mod tests {
         let part = |step: &str, members| JoinPart {
             step: step.to_owned(),
             members,
+            between: Vec::new(),
             last: None,
             policy: Policy::Fail,
             sources: Vec::new(),

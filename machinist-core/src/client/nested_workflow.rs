@@ -204,6 +204,7 @@ impl Nesting {
         before.push(JoinPart {
             step: step.name.clone(),
             members: None,
+            between: Vec::new(),
             last: None,
             policy: Policy::Fail,
             sources: Vec::new(),

@@ -4,6 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::StepPlace;
+use crate::id::TaskId;
+
 /// A step as it is shown: kept in the record of the root.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct OutlineStep {
@@ -14,6 +17,9 @@ pub(crate) struct OutlineStep {
     /// Number of members, if the step is a group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) members: Option<u32>,
+    /// Names of the steps of a member between its first task and its last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) between: Vec<String>,
     /// Name of the last step of a member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) last: Option<String>,
@@ -34,6 +40,13 @@ pub(crate) struct Outline {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
     pub(crate) steps: Vec<OutlineStep>,
+}
+
+impl OutlineStep {
+    /// Returns the ids of all its tasks, in a workflow whose root has this place.
+    pub(crate) fn tasks(&self, root: &StepPlace) -> Vec<TaskId> {
+        root.step(&self.name).tasks(self.members, self.between.iter().chain(&self.last))
+    }
 }
 
 impl Outline {

@@ -111,6 +111,22 @@ impl StepPlace {
     pub(crate) fn member(&self, index: u32) -> Self {
         Self { root: self.root.clone(), path: format!("{}.{index}", self.path) }
     }
+
+    /// Returns the ids of all tasks of the step at this place: of each member, if it is a group, its first task and these
+    /// steps after it.
+    pub(crate) fn tasks<'a>(
+        &self,
+        members: Option<u32>,
+        inner: impl Iterator<Item = &'a String> + Clone,
+    ) -> Vec<TaskId> {
+        let Some(members) = members else { return vec![self.id()] };
+        let mut tasks = Vec::new();
+        for member in (0..members).map(|index| self.member(index)) {
+            tasks.push(member.id());
+            tasks.extend(inner.clone().map(|step| member.step(step).id()));
+        }
+        tasks
+    }
 }
 
 /// Returns the id of a task or workflow that the handler of another task has spawned. Spawning in turn leads to longer ids, until

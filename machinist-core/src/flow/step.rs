@@ -160,6 +160,9 @@ pub(crate) struct JoinPart {
     /// Number of members, if the step is a group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) members: Option<u32>,
+    /// Names of the steps of a member between its first task and its last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) between: Vec<String>,
     /// Name of the last step of a member, if a member has several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) last: Option<String>,
@@ -229,16 +232,10 @@ impl JoinPart {
         self.members.unwrap_or(1)
     }
 
-    /// Returns the ids of its members, and of their last tasks, for a step at this place that waits for it.
+    /// Returns the ids of all tasks of its members, for a step at this place that waits for it.
     pub(crate) fn tasks(&self, waiting: &StepPlace) -> Vec<TaskId> {
-        let step = waiting.scope().step(&self.step);
-        let Some(members) = self.members else { return vec![step.id()] };
-        let member = |index| {
-            let member = step.member(index);
-            let last = self.last.as_ref().map(|last| member.step(last).id());
-            std::iter::once(member.id()).chain(last)
-        };
-        (0..members).flat_map(member).collect()
+        let inner = self.between.iter().chain(&self.last);
+        waiting.scope().step(&self.step).tasks(self.members, inner)
     }
 }
 

@@ -695,7 +695,8 @@ mod tests {
         let part = JoinPart {
             step: "many".to_owned(),
             members: Some(2),
-            last: Some("s1".to_owned()),
+            between: vec!["s1".to_owned()],
+            last: Some("s2".to_owned()),
             policy: Policy::Tolerate(1),
             sources: vec!["a".to_owned()],
         };

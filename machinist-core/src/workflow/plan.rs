@@ -104,6 +104,12 @@ impl StepPlan {
         plain(self).is_ok_and(|own| plain(other).is_ok_and(|other| own == other))
     }
 
+    /// Returns the names of the steps of a member between its first task and its last.
+    fn between(&self) -> Vec<String> {
+        let last = self.inner.len().saturating_sub(1);
+        self.inner.iter().take(last).map(|step| step.name.clone()).collect()
+    }
+
     /// Returns the name.
     pub fn name(&self) -> &str {
         &self.name
@@ -344,6 +350,7 @@ impl<'a> Known<'a> {
             JoinPart {
                 step: plan.name.clone(),
                 members: plan.each.as_ref().map(|each| u32::try_from(each.len()).unwrap_or(u32::MAX)),
+                between: plan.between(),
                 last: plan.inner.last().map(|last| last.name.clone()),
                 policy: plan.on_failure,
                 sources: self.sources(before),
@@ -379,6 +386,7 @@ impl<'a> Known<'a> {
                     task: WORKFLOW_TASK.to_owned(),
                     after: step.after.clone(),
                     members: None,
+                    between: Vec::new(),
                     last: None,
                     catches: false,
                     internal: true,
@@ -391,6 +399,7 @@ impl<'a> Known<'a> {
                 task: step.signature.name.clone(),
                 after: step.after.clone(),
                 members: step.each.as_ref().map(|each| u32::try_from(each.len()).unwrap_or(u32::MAX)),
+                between: step.between(),
                 last: step.inner.last().map(|last| last.name.clone()),
                 catches,
                 internal: step.signature.name == WORKFLOW_TASK,

@@ -316,16 +316,7 @@ impl Client {
         self.mark_revoked(root).await?;
         let place = StepPlace::root(root.clone());
         let mut ids = vec![root.clone()];
-        for step in &outline.steps {
-            let place = place.step(&step.name);
-            match step.members {
-                None => ids.push(place.id()),
-                Some(total) => ids.extend((0..total).map(|index| place.member(index).id())),
-            }
-            if let (Some(total), Some(last)) = (step.members, &step.last) {
-                ids.extend((0..total).map(|index| place.member(index).step(last).id()));
-            }
-        }
+        ids.extend(outline.steps.iter().flat_map(|step| step.tasks(&place)));
         let (mut ended, mut asked) = (0, 0);
         for window in ids.chunks(CONCURRENT_REVOCATIONS) {
             for revoked in join_all(window.iter().map(|id| self.revoke(id))).await {

@@ -26,7 +26,7 @@ const NOTE: TaskDef<machinist_core::Rest<serde_json::Value>, ()> = TaskDef::new(
 const FLAKY: TaskDef<i64, i64> = TaskDef::new("flaky");
 /// The same task, as a caller may know it.
 const NOTE_ONE: TaskDef<i64, ()> = TaskDef::new("note");
-/// Fails for 0, and else waits until it is cancelled.
+/// Fails for 0 when all others run, and else waits until it is cancelled.
 const WAITS: TaskDef<i64, i64> = TaskDef::new("waits");
 const SPAWN: TaskDef<i64, i64> = TaskDef::new("spawn");
 const WAIT: Duration = Duration::from_secs(120);
@@ -54,6 +54,8 @@ async fn spawn(n: i64, cx: TaskContext) -> Result<i64, TaskError> {
 
 async fn waits(n: i64, cx: TaskContext) -> Result<i64, TaskError> {
     if n == 0 {
+        // Paused time goes on when nothing else has to be done.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         return Err(TaskError::permanent("zero"));
     }
     cx.cancellation().cancelled().await;
@@ -520,5 +522,39 @@ async fn the_other_members_are_revoked_where_the_policy_says_so() {
         let record = client.result(id).wait_record(WAIT).await.unwrap();
         assert_eq!(record.kind, Some(FailureKind::Revoked));
     }
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_in_the_middle_of_a_member_is_revoked_too() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let member = |n| chain(INC.call(n)).then(WAITS.with(())).then(INC.with(()));
+    let kind = async |id: &str| {
+        let record = client.result(id.try_into().unwrap()).record().await;
+        record.ok().and_then(|record| record.kind)
+    };
+
+    let cancelled = group([-1, 1, 2].map(member)).cancel_rest().then(SUM.with(()));
+    let root = cancelled.id().clone();
+    let last = client.send(cancelled).await.unwrap().wait_record(WAIT).await.unwrap();
+    assert_eq!(last.kind, Some(FailureKind::Upstream));
+    for index in [1, 2] {
+        let (middle, end) = (format!("{root}.s0.{index}.s1"), format!("{root}.s0.{index}.s2"));
+        until(async || kind(&middle).await == Some(FailureKind::Revoked)).await;
+        until(async || kind(&end).await == Some(FailureKind::Upstream)).await;
+    }
+
+    let revoked = group([1, 2].map(member)).then(SUM.with(()));
+    let root = revoked.id().clone();
+    let last = client.send(revoked).await.unwrap();
+    let running = async |index: u32| {
+        let middle = TaskId::try_from(format!("{root}.s0.{index}.s1")).unwrap();
+        client.result(middle).state().await.is_ok_and(|state| state == TaskState::Started)
+    };
+    until(async || running(0).await && running(1).await).await;
+    let (_, asked) = client.revoke_workflow(&root).await.unwrap();
+    assert_eq!(asked, 2, "the steps that run are asked to end");
+    last.wait_record(WAIT).await.unwrap();
     setting.worker.stop().await;
 }
