@@ -34,5 +34,6 @@ mod task_log;
 mod time;
 mod unique;
 mod why;
+mod workflow_faults;
 mod workflow_keys;
 mod workflows;
