@@ -21,6 +21,8 @@ use crate::{
 pub(crate) struct MemberSlot<'a> {
     pub(crate) index: u32,
     pub(crate) part: &'a JoinPart,
+    /// Place of its first task.
+    first: StepPlace,
     /// The task whose end joins.
     pub(crate) id: TaskId,
 }
@@ -62,7 +64,7 @@ pub(crate) fn member_slots<'a>(
             let first = if part.members.is_some() { step.member(index - start) } else { step };
             let last = part.last.as_ref().filter(|_| part.members.is_some());
             let id = last.map_or_else(|| first.id(), |last| first.step(last).id());
-            slots.push(MemberSlot { index, part, id });
+            slots.push(MemberSlot { index, part, first, id });
         }
         start = end;
     }
@@ -73,9 +75,15 @@ impl MemberSlot<'_> {
     /// Returns the tasks whose ends lead to the publication of the one that joins, the nearest first. The first of them that
     /// has a record says whether it was published ([`has_published`]); if none has one, it was.
     pub(crate) fn publishers(&self, waiting: &StepPlace) -> Vec<TaskId> {
-        let scope = waiting.scope();
-        let sources = self.part.sources.iter().map(|name| scope.step(name).id());
-        sources.chain([scope.id()]).collect()
+        let (scope, part) = (waiting.scope(), self.part);
+        let mut publishers = Vec::new();
+        if part.members.is_some() && part.last.is_some() {
+            publishers.extend(part.between.iter().rev().map(|name| self.first.step(name).id()));
+            publishers.push(self.first.id());
+        }
+        publishers.extend(part.sources.iter().map(|name| scope.step(name).id()));
+        publishers.push(scope.id());
+        publishers
     }
 }
 
@@ -128,6 +136,7 @@ mod tests {
         JoinPart {
             step: step.to_owned(),
             members,
+            between: last.map(|_| vec!["t1".to_owned(), "t2".to_owned()]).unwrap_or_default(),
             last: last.map(str::to_owned),
             policy: Policy::Fail,
             sources: sources.iter().map(|&name| name.to_owned()).collect(),
@@ -144,7 +153,7 @@ mod tests {
         let parts = [
             part("a", None, None, &[]),
             part("many", Some(3), None, &["d", "c"]),
-            part("chains", Some(2), Some("t2"), &[]),
+            part("chains", Some(2), Some("t3"), &["d"]),
         ];
         let slots = member_slots(&waiting, &parts, [0, 2, 3, 5]);
         let named: Vec<_> = slots
@@ -158,7 +167,7 @@ mod tests {
             (0, "R.a", "R"),
             (2, "R.many.1", "R.d R.c R"),
             (3, "R.many.2", "R.d R.c R"),
-            (5, "R.chains.1.t2", "R"),
+            (5, "R.chains.1.t3", "R.chains.1.t2 R.chains.1.t1 R.chains.1 R.d R"),
         ];
         assert_eq!(named, expected.map(|(index, id, asked)| (index, id.to_owned(), asked.to_owned())));
     }

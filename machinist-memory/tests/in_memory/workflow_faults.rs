@@ -19,7 +19,7 @@ use machinist_core::{
     id::{RecordId, RecordKind},
     record::{Facts, FailureKind, TaskState},
     sign::{Algorithm, Key},
-    workflow::{Policy, StepPlan, Workflow},
+    workflow::{Policy, StepPlan, Workflow, chain, group},
     workflow_status::StepStatus,
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
@@ -341,6 +341,18 @@ async fn a_held_failure_joins_when_its_dead_letter_is_replayed() {
     client.replay_dead_letters(&letters().await, Duration::ZERO, |_, _| {}).await.unwrap();
     assert_eq!(result.wait_record(WAIT).await.unwrap().state, TaskState::Success);
     assert_eq!(setting.notes(), [[serde_json::json!([10, 20])]]);
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_of_several_steps_is_not_lost_while_it_is_on_its_way() {
+    // Each step is published long after results are forgotten.
+    let setting = Setting::new(|app| app.results_ttl(HOUR)).await;
+    let worker = setting.work();
+    let late = |step: Signature<i64>| step.countdown(3 * HOUR);
+    let chains = [1, 2].map(|n| chain(late(INC.call(n))).then(INC.with(()).options(late)).then(INC.with(())));
+    let total = setting.app.client().send(group(chains).then(SUM.with(()))).await.unwrap();
+    assert_eq!(total.wait(WAIT).await.unwrap(), 4 + 5);
     worker.stop().await;
 }
 
