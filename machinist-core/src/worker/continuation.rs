@@ -234,8 +234,14 @@ impl WorkerContext {
             answers = published => answers,
             () = self.stages.reached_leave() => return Err(Unanswered::Leaving.into()),
         };
-        if let Some(error) = recorded.iter().find_map(|written| written.as_ref().err()) {
-            tracing::warn!(%error, "the backend did not take the sender's part of the records of a workflow");
+        for ((_, prepared), written) in window.iter().zip(recorded) {
+            let Err(error) = written else { continue };
+            tracing::debug!(%error, "the backend did not take the sender's part of a record of a workflow; trying again");
+            // A member that is published and has no record would count as lost.
+            match self.calls.commit(Arc::clone(&prepared.facts)).await {
+                Ok(_) | Err(Unanswered::BadRecord) => {}
+                Err(unanswered) => return Err(unanswered.into()),
+            }
         }
         let confirm_wait = stopwatch.lap();
         let mut unsent = Vec::new();

@@ -2,6 +2,7 @@
 //! ends.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -14,8 +15,10 @@ use machinist_conformance::arrows::{ArrowStep, Side, Witness, Witnessed};
 use machinist_core::{
     App, AppBuilder, Arg, DeadFilter, MaxSizes, Rest, Signature, State, TaskContext, TaskDef, TaskError,
     TaskId, Worker,
-    backend::{Backend, Commit},
+    backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     broker::Broker,
+    clock::Timestamp,
+    diagnose::{Diagnose, Finding},
     id::{RecordId, RecordKind},
     record::{Facts, FailureKind, TaskState},
     sign::{Algorithm, Key},
@@ -353,6 +356,88 @@ async fn a_member_of_several_steps_is_not_lost_while_it_is_on_its_way() {
     let chains = [1, 2].map(|n| chain(late(INC.call(n))).then(INC.with(()).options(late)).then(INC.with(())));
     let total = setting.app.client().send(group(chains).then(SUM.with(()))).await.unwrap();
     assert_eq!(total.wait(WAIT).await.unwrap(), 4 + 5);
+    worker.stop().await;
+}
+
+/// Backend that is away when the sender of a member writes to the member's record, the first time.
+#[derive(Debug)]
+struct AwayOnce {
+    inner: MemoryBackend,
+    refused: Mutex<BTreeSet<RecordId>>,
+}
+
+impl AwayOnce {
+    fn refuses(&self, commit: &Commit) -> bool {
+        let is_sender = commit.facts.iter().any(|(name, _)| name == "sent");
+        let is_member = commit.id.kind() == RecordKind::Task && commit.id.id().contains(".many.");
+        is_sender && is_member && self.refused.lock().unwrap().insert(commit.id.clone())
+    }
+}
+
+#[async_trait]
+impl Diagnose for AwayOnce {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+    async fn diagnose(&self) -> Vec<Finding> {
+        self.inner.diagnose().await
+    }
+}
+
+#[async_trait]
+impl Backend for AwayOnce {
+    fn capabilities(&self) -> BackendCapabilities {
+        self.inner.capabilities()
+    }
+    async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
+        let mut answers = Vec::with_capacity(batch.len());
+        for commit in batch {
+            if self.refuses(&commit) {
+                answers.push(Err(BackendError::Unavailable("away for a moment".into())));
+            } else {
+                answers.extend(self.inner.commit(vec![commit]).await);
+            }
+        }
+        answers
+    }
+    async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
+        self.inner.read(ids).await
+    }
+    async fn watch(&self, id: &RecordId) -> Result<Watch, BackendError> {
+        self.inner.watch(id).await
+    }
+    async fn now(&self) -> Result<Timestamp, BackendError> {
+        self.inner.now().await
+    }
+    async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
+        self.inner.update_indexes(updates).await
+    }
+    async fn list(
+        &self,
+        index: &Index,
+        after: Option<(Timestamp, String)>,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, String)>, BackendError> {
+        self.inner.list(index, after, limit).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_whose_sender_could_not_write_its_record_is_not_lost() {
+    let backend = MemoryBackend::new();
+    let away = Arc::new(AwayOnce { inner: backend.clone(), refused: Mutex::default() });
+    let broker = Arc::new(MemoryBroker::new());
+    let setting = Setting::over(broker, away.clone(), backend, |app| app.results_ttl(HOUR)).await;
+    let worker = setting.work();
+    // They wait for longer than results are kept, and nobody else writes to their records before they start.
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("many", call("inc", []).countdown(6 * HOUR)).each(each([1, 2])),
+        StepPlan::new("end", call("note", [])).after(["many"]),
+    ]);
+    let result = setting.app.client().send(workflow.unwrap()).await.unwrap();
+    assert_eq!(result.wait_record(WAIT).await.unwrap().state, TaskState::Success);
+    assert_eq!(setting.notes(), [[serde_json::json!([2, 3])]]);
+    assert_eq!(away.refused.lock().unwrap().len(), 2);
     worker.stop().await;
 }
 
