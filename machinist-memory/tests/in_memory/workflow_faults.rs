@@ -359,6 +359,28 @@ async fn a_member_of_several_steps_is_not_lost_while_it_is_on_its_way() {
     worker.stop().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_copy_of_the_message_does_not_end_a_task_that_runs() {
+    let setting = Setting::new(|app| app).await;
+    let worker = setting.work();
+    let delay = Duration::from_secs(60);
+    let workflow = Workflow::of_steps(vec![StepPlan::new("only", call("gate", [1]).countdown(delay))]);
+    let client = setting.app.client();
+    let result = client.send(workflow.unwrap()).await.unwrap();
+    let root = result.workflow_id().unwrap().clone();
+    // One copy runs at once; the other comes when the task is due.
+    until(async || client.run_now(result.id()).await.is_ok()).await;
+    until(async || matches!(result.state().await, Ok(TaskState::Started))).await;
+    tokio::time::sleep(delay - Duration::from_secs(2)).await;
+    // The run has five seconds to end by itself. Meanwhile the other copy finds that the workflow was revoked.
+    client.revoke_workflow(&root).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    setting.open.send_replace(true);
+    let ended = result.wait_record(WAIT).await.unwrap();
+    assert_eq!((ended.state, ended.kind), (TaskState::Success, None));
+    worker.stop().await;
+}
+
 /// Backend that is away when the sender of a member writes to the member's record, the first time.
 #[derive(Debug)]
 struct AwayOnce {

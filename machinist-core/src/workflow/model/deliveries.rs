@@ -14,15 +14,15 @@ use crate::{
     args::{Arg, Results},
     backend::Commit,
     flow::Spawned,
-    id::{RecordId, TaskId},
+    id::{RecordId, RunId, SessionId, TaskId},
     record::{
         Child, Claim, CommitRefusal, EncodedResults, End, EndVerdict, EndedMember, ErrorText, Facts, Failure,
         FailureKind, FollowUp, JoinDecision, JoinedMember, Joining, LossDecision, MemberSlot, MissingMember,
-        ParkDecision, StartDecision, StartRequest, Verdict, after_failure, after_success, continued_by,
-        decide_join, decide_loss, decide_parking, decide_start, explain_refusal, failure_without_run,
-        gathered_fact, has_published, join, join_record, joinings, json, may_be_decided, member_slots,
-        missing_member, name, never_after, outcome_commit, recorded_follow_up, spawned_by, upstream_error,
-        waiting_callback,
+        ParkDecision, StartDecision, StartRequest, Verdict, abandoned_start, after_failure, after_success,
+        continued_by, decide_join, decide_loss, decide_parking, decide_start, explain_refusal,
+        failure_without_run, gathered_fact, has_published, join, join_record, joinings, json, may_be_decided,
+        member_slots, missing_member, name, never_after, outcome_commit, recorded_follow_up, spawned_by,
+        upstream_error, waiting_callback,
     },
     workflow::{Policy, Sendable, StepPlan, Workflow, spawned_of},
 };
@@ -138,8 +138,11 @@ impl FlowModel {
             }
             FlowStage::End(kind) => {
                 let facts = self.facts_of(state, record);
+                let run = abandoned_start(&facts, 1);
                 let stage = match recorded_follow_up(&facts, 1) {
                     Some(follow_up) => self.follow_stage(state, &child, &follow_up, None),
+                    // It waits, as another copy: only the run says how it ends.
+                    None if run.is_some_and(|run| !Self::is_gone(state, worker, &run.session)) => return,
                     None => {
                         let failure = Failure::new(*kind, "no");
                         let commit = failure_without_run(&child.id(), &facts, 1, failure, NOW, TTL);
@@ -279,12 +282,7 @@ impl FlowModel {
         };
         let mut next = state.clone();
         let (mut commit, mut claim) = request.first(NOW);
-        let own = session.to_string();
-        let gone = |of: &crate::id::SessionId, _: &crate::id::RunId| {
-            let number: u16 = of.as_str().parse().expect("a number");
-            // A process knows what it runs itself.
-            state.alive & (1 << number) == 0 || of.as_str() == own
-        };
+        let gone = |of: &SessionId, _: &RunId| Self::is_gone(state, worker, of);
         let stage = loop {
             match self.commit(&mut next, &commit) {
                 Ok(_) => break None,
@@ -317,6 +315,13 @@ impl FlowModel {
         }
         next.workers[worker].delivery.as_mut().expect("a delivery").stage = stage;
         self.push(steps, format!("worker {worker} requests a start of {}", child.id()), false, next);
+    }
+
+    /// Returns `true` if a worker knows that what a session runs is over.
+    fn is_gone(state: &FlowState, worker: usize, session: &SessionId) -> bool {
+        let number: u8 = session.as_str().parse().expect("a number");
+        // A process knows what it runs itself.
+        state.alive & (1 << number) == 0 || number == state.workers[worker].session
     }
 
     /// Checks what must hold when a task starts.

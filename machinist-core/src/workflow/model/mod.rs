@@ -32,7 +32,7 @@ use crate::{
     flow::{JoinPart, Step, StepPlace, spawned_root},
     id::{RecordId, TaskId},
     record::{
-        Child, Claim, EndedMember, FactName, Facts, FailureKind, JoinDecision, JoinedMember, MemberSlot,
+        Child, Claim, End, EndedMember, FactName, Facts, FailureKind, JoinDecision, JoinedMember, MemberSlot,
         continued_by_record, decide_join, ended_members, failure_of, gathered_fact, is_replacement_under_way,
         join_record, member_slots, name, never_after,
     },
@@ -256,6 +256,7 @@ impl FlowModel {
             self.say("an end was rewritten".to_owned());
         }
         let ends = !before.has(name::END) && after.has(name::END);
+        let without_run = ends && after.read::<End>(name::END).is_some_and(|end| end.origin.is_none());
         let after_no = self.facts.number(after);
         state.records.insert(record, after_no);
         if ends
@@ -263,6 +264,9 @@ impl FlowModel {
             && let Some(id) = commit.id.task()
         {
             self.check_end(state, &id, self.failure_kind(after_no));
+            if without_run && self.live_runs(state).contains(&record) {
+                self.say(format!("decided over a live run: {id} is ended by somebody else"));
+            }
         }
         Ok(self.facts.get(after_no))
     }
@@ -385,19 +389,15 @@ impl FlowModel {
         !self.facts_of(state, callback.record).is_empty() || state.records.iter().any(has_failed)
     }
 
-    /// Returns `true` if two live sessions run the same task.
-    fn runs_twice(&self, state: &FlowState) -> bool {
+    /// Returns the records of the tasks that live sessions run.
+    fn live_runs(&self, state: &FlowState) -> Vec<u16> {
         let running = |worker: &FlowWorker| {
             let delivery = worker.delivery.as_ref()?;
             let is_run = matches!(delivery.stage, FlowStage::Run(..) | FlowStage::Record(..));
             (is_run && state.alive & (1 << worker.session) != 0).then_some(delivery.message.child)
         };
-        let children: Vec<u16> = state.workers.iter().filter_map(running).collect();
-        let records: BTreeSet<u16> = match children.len() {
-            0 | 1 => return false,
-            _ => children.iter().map(|child| self.task_record(&self.child_of(*child))).collect(),
-        };
-        records.len() < children.len()
+        let children = state.workers.iter().filter_map(running);
+        children.map(|child| self.task_record(&self.child_of(child))).collect()
     }
 
     /// Returns all steps that are possible in a state.
@@ -501,8 +501,11 @@ impl FlowModel {
 
     /// Returns the invariant that a state violates, if any.
     fn violation(&self, state: &FlowState) -> Option<String> {
-        if !state.lost_record && self.runs_twice(state) {
-            return Some("two runs: two live sessions run the same task".to_owned());
+        if state.workers.len() > 1 && !state.lost_record {
+            let runs = self.live_runs(state);
+            if runs.iter().collect::<BTreeSet<_>>().len() < runs.len() {
+                return Some("two runs: two live sessions run the same task".to_owned());
+            }
         }
         let held =
             state.workers.iter().any(|worker| worker.delivery.as_ref().is_some_and(|held| !held.settled));
