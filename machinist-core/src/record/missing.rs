@@ -1,8 +1,8 @@
 //! Members that are missing in a join: which records are asked about them, and when they count as lost.
 //!
-//! A member whose end is recorded joins again. One that was published and has no record is lost: nobody knows whether it
-//! will ever end. The step that waits for it ends when that has been so for a while. A member that is not published yet has
-//! no record either, and is not lost.
+//! A member whose end is recorded joins again. A member that was published and has no record is lost, and the step that
+//! waits for it ends when that has been so for a while. A member that is not published yet has no record either, and is not
+//! lost.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub(crate) struct MemberSlot<'a> {
 /// State of a member that is missing in its join, by the record that counts for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MissingMember {
-    /// There is no record. If the member was published, it is lost.
+    /// No record: the member is lost if it was published.
     NoRecord,
     /// It has not ended, or its failure is held.
     Awaited,
@@ -40,7 +40,7 @@ pub(crate) enum MissingMember {
 
 /// Decision about a step that waits, after a look at the records of the missing members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LossDecision {
+pub(crate) enum LostDecision {
     /// It waits on. If members are lost: since when.
     Wait(Option<Timestamp>),
     /// It ends: members have been lost for long enough.
@@ -108,17 +108,17 @@ pub(crate) fn missing_member(facts: &Facts, policy: Policy) -> MissingMember {
 }
 
 /// Decides about a step that waits. `since` is the time since which each look has found lost members, as the message says.
-pub(crate) fn decide_loss(
+pub(crate) fn decide_lost(
     any_lost: bool,
     since: Option<Timestamp>,
     now: Timestamp,
     patience: Duration,
-) -> LossDecision {
+) -> LostDecision {
     if !any_lost {
-        return LossDecision::Wait(None);
+        return LostDecision::Wait(None);
     }
     let since = since.unwrap_or(now);
-    if now.since(since) >= patience { LossDecision::End } else { LossDecision::Wait(Some(since)) }
+    if now.since(since) >= patience { LostDecision::End } else { LostDecision::Wait(Some(since)) }
 }
 
 #[cfg(test)]
@@ -206,12 +206,12 @@ mod tests {
 
     #[test]
     fn lost_members_end_the_step_only_when_every_look_for_a_while_has_found_them_lost() {
-        let decide = |lost, since, now| decide_loss(lost, since, now, DAY);
-        assert_eq!(decide(false, None, NOW), LossDecision::Wait(None));
-        assert_eq!(decide(true, None, NOW), LossDecision::Wait(Some(NOW)));
+        let decide = |lost, since, now| decide_lost(lost, since, now, DAY);
+        assert_eq!(decide(false, None, NOW), LostDecision::Wait(None));
+        assert_eq!(decide(true, None, NOW), LostDecision::Wait(Some(NOW)));
         let later = NOW.plus(DAY);
-        assert_eq!(decide(true, Some(NOW), NOW.plus(DAY / 2)), LossDecision::Wait(Some(NOW)));
-        assert_eq!(decide(false, Some(NOW), later), LossDecision::Wait(None), "they are there again");
-        assert_eq!(decide(true, Some(NOW), later), LossDecision::End);
+        assert_eq!(decide(true, Some(NOW), NOW.plus(DAY / 2)), LostDecision::Wait(Some(NOW)));
+        assert_eq!(decide(false, Some(NOW), later), LostDecision::Wait(None), "they are there again");
+        assert_eq!(decide(true, Some(NOW), later), LostDecision::End);
     }
 }

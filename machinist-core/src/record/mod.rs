@@ -74,7 +74,7 @@ pub(crate) use join::{
     may_be_decided, upstream_error, waiting_callback,
 };
 pub(crate) use missing::{
-    LossDecision, MemberSlot, MissingMember, decide_loss, has_published, is_replacement_under_way,
+    LostDecision, MemberSlot, MissingMember, decide_lost, has_published, is_replacement_under_way,
     member_slots, missing_member,
 };
 pub(crate) use overdue::{KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, waiting_attempt};

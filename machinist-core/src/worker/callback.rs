@@ -20,8 +20,8 @@ use crate::{
     flow::{JoinPart, Policy, StepPlace, spawned_root},
     id::{RecordId, TaskId},
     record::{
-        EndedMember, Facts, Failure, FailureKind, JoinDecision, Joining, LossDecision, MemberSlot,
-        MissingMember, ParkDecision, UNFINISHED_TTL, continued_by_record, decide_join, decide_loss,
+        EndedMember, Facts, Failure, FailureKind, JoinDecision, Joining, LostDecision, MemberSlot,
+        MissingMember, ParkDecision, UNFINISHED_TTL, continued_by_record, decide_join, decide_lost,
         decide_parking, ended_members, extend_join, failure_of, gathered_fact, has_published,
         is_replacement_under_way, join_record, member_slots, missing_member, name, revoked_root,
     },
@@ -230,12 +230,12 @@ impl WorkerContext {
             ParkDecision::Park(_) => {}
         }
         let (since, patience) = (envelope.pairs.lost_since(), self.app.0.results_ttl);
-        match decide_loss(!lost.is_empty(), since, self.now(), patience) {
-            LossDecision::End => {
+        match decide_lost(!lost.is_empty(), since, self.now(), patience) {
+            LostDecision::End => {
                 let failure = Failure::new(FailureKind::Lost, &*lost_error(lost));
                 self.end_or_guard(envelope, facts, failure).await
             }
-            LossDecision::Wait(since) => {
+            LostDecision::Wait(since) => {
                 self.settled_by(self.publish_waiting(envelope, awaited, since).await).await
             }
         }
