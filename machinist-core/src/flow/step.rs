@@ -363,3 +363,65 @@ impl Flow {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(number: usize) -> Step {
+        Step { name: format!("s{number}"), ..Step::default() }
+    }
+
+    /// Groups of one member inside each other, in so many scopes.
+    fn nested(scopes: usize) -> Flow {
+        let mut flow = Flow::default();
+        for _ in 1..scopes {
+            let group = Step { each: Some(vec![Vec::new()]), flow, ..named(0) };
+            flow = Flow { steps: vec![group], ..Flow::default() };
+        }
+        flow
+    }
+
+    fn refusal(flow: &Flow) -> String {
+        flow.check().unwrap_err()
+    }
+
+    #[test]
+    fn a_group_has_at_most_so_many_members() {
+        let group = |members: usize| {
+            let step = Step { each: Some(vec![Vec::new(); members]), ..named(0) };
+            Flow { steps: vec![step], ..Flow::default() }
+        };
+        assert_eq!(group(MAX_MEMBERS).check(), Ok(()));
+        let why = refusal(&group(MAX_MEMBERS + 1));
+        assert!(why.contains("10001 members") && why.contains("let a task send the members"), "{why}");
+        // An error callback that is a group comes from a stranger: no sender of ours makes one.
+        let catch = Catch { up: 0, step: group(MAX_MEMBERS + 1).steps.remove(0) };
+        assert!(Flow { catch: vec![catch], ..Flow::default() }.check().is_err());
+    }
+
+    #[test]
+    fn a_message_has_at_most_so_many_steps_in_all_scopes_together() {
+        let steps = |number: usize| (0..number).map(named).collect::<Vec<_>>();
+        let scope = |number| Flow { steps: steps(number), ..Flow::default() };
+        assert_eq!(scope(MAX_STEPS).check(), Ok(()));
+        let why = refusal(&scope(MAX_STEPS + 1));
+        assert!(why.contains("more than 1000 steps") && why.contains("let a task send the rest"), "{why}");
+        let group = Step { each: Some(Vec::new()), flow: scope(MAX_STEPS / 2), ..named(0) };
+        let mut both = scope(MAX_STEPS / 2);
+        both.steps[0] = group;
+        assert_eq!(both.check(), Ok(()));
+        both.steps.push(named(MAX_STEPS));
+        assert!(both.check().is_err(), "one half inside a group");
+        let replaced = Replaced::new(&StepPlace::root("R".try_into().unwrap()), scope(MAX_STEPS));
+        let flow = Flow { replaces: Some(Box::new(replaced)), ..scope(1) };
+        assert!(flow.check().is_err(), "what is passed on counts too");
+    }
+
+    #[test]
+    fn groups_are_inside_each_other_only_so_deep() {
+        assert_eq!(nested(MAX_SCOPES).check(), Ok(()));
+        let why = refusal(&nested(MAX_SCOPES + 1));
+        assert!(why.contains("more than 8 groups are inside each other"), "{why}");
+    }
+}

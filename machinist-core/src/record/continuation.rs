@@ -3,7 +3,10 @@
 //! Everything here is a function of the message of the ended task and of its recorded end. Two workers that continue the
 //! same workflow publish the same tasks with the same arguments.
 
-use super::facts::{End, Facts, name};
+use super::{
+    facts::{End, Facts, Failure, name},
+    follow_up::is_dead_lettered,
+};
 use crate::{
     args::Arg,
     builtin::WORKFLOW_TASK,
@@ -129,8 +132,16 @@ fn pass_on(place: &StepPlace, flow: Flow, spawned: &mut Spawned) {
     }
 }
 
-/// Returns the error callbacks of a failure with this text.
-pub(crate) fn after_failure(place: &StepPlace, flow: &Flow, text: &str) -> Vec<Child> {
+/// Returns the error callbacks of a failure, which get its text. There are none if somebody wanted the end, or if its cause is
+/// another task: that one has called back.
+pub(crate) fn after_failure(place: &StepPlace, flow: &Flow, failure: &Failure) -> Vec<Child> {
+    if !is_dead_lettered(failure.kind) {
+        return Vec::new();
+    }
+    error_callbacks(place, flow, &failure.error.chain.join(": "))
+}
+
+fn error_callbacks(place: &StepPlace, flow: &Flow, text: &str) -> Vec<Child> {
     let error = Arg { name: String::new(), kind: "string".to_owned(), value: text.into() };
     let children = flow.catch.iter().flat_map(|catch| {
         let scope = place.outer_scope(catch.up);
@@ -142,7 +153,7 @@ pub(crate) fn after_failure(place: &StepPlace, flow: &Flow, text: &str) -> Vec<C
     });
     let mut children: Vec<Child> = children.collect();
     if let Some(replaced) = &flow.replaces {
-        children.extend(after_failure(&replaced.place(), &replaced.flow, text));
+        children.extend(error_callbacks(&replaced.place(), &replaced.flow, text));
     }
     children
 }

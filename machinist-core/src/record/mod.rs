@@ -17,6 +17,7 @@
 //! | `progress` | how far has a run come? | a commit |
 //! | `continuation` | what follows an end in a workflow? | tasks to publish, tasks that never run, joins |
 //! | `join` | may a step run that waits for others? | a decision, a commit |
+//! | `missing` | why has a member not joined? | the records to ask, a decision |
 //! | `park` | what does a delivery do that may not start? | a decision, a commit |
 //! | `control` | what holds for all workers? | a commit |
 //! | `session` | is a worker alive? | a commit, or a look at its record |
@@ -31,6 +32,7 @@ mod fold;
 mod follow_up;
 mod join;
 mod kind;
+mod missing;
 #[cfg(test)]
 mod model;
 mod overdue;
@@ -70,6 +72,10 @@ pub(crate) use follow_up::{FollowUp, failure_of, recorded_follow_up};
 pub(crate) use join::{
     EndedMember, JoinDecision, JoinedMember, decide_join, ended_members, extend_join, forget_join,
     gathered_fact, join, may_be_decided, upstream_error, waiting_callback,
+};
+pub(crate) use missing::{
+    LostDecision, MemberSlot, MissingMember, decide_lost, has_published, is_replacement_under_way,
+    member_slots, missing_member,
 };
 pub(crate) use overdue::{
     KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, is_overtaken, overdue_attempt, waiting_attempt,

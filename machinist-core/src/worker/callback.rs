@@ -20,9 +20,10 @@ use crate::{
     flow::{JoinPart, Policy, StepPlace, spawned_root},
     id::{RecordId, TaskId},
     record::{
-        EndedMember, Facts, Failure, FailureKind, JoinDecision, Joining, ParkDecision, UNFINISHED_TTL,
-        continued_by_record, decide_join, decide_parking, ended_members, extend_join, failure_of,
-        gathered_fact, join_record, name, revoked_root,
+        EndedMember, Facts, Failure, FailureKind, JoinDecision, Joining, LostDecision, MemberSlot,
+        MissingMember, ParkDecision, UNFINISHED_TTL, continued_by_record, decide_join, decide_lost,
+        decide_parking, ended_members, extend_join, failure_of, gathered_fact, has_published,
+        is_replacement_under_way, join_record, member_slots, missing_member, name, revoked_root,
     },
     wire::Envelope,
 };
@@ -40,13 +41,6 @@ struct Awaited<'a> {
     place: StepPlace,
     parts: &'a [JoinPart],
     record: RecordId,
-}
-
-/// A member of a join.
-struct MemberSlot<'a> {
-    index: u32,
-    part: &'a JoinPart,
-    id: TaskId,
 }
 
 /// State of missing members, by their records.
@@ -129,24 +123,25 @@ impl WorkerContext {
         awaited: &Awaited<'_>,
         missing: &[u32],
     ) -> Result<MemberRecords, Settlement> {
-        let slots = awaited.slots(missing);
+        let slots = member_slots(&awaited.place, awaited.parts, missing.iter().copied());
         let size = awaited.parts.iter().map(JoinPart::count).sum();
         let mut records = MemberRecords::default();
         for page in slots.chunks(PAGE_SIZE) {
             let ids: Vec<RecordId> = page.iter().map(|slot| RecordId::from(&slot.id)).collect();
             for (slot, facts) in page.iter().zip(self.calls.read_each(&ids).await?) {
                 let Some((id, facts)) = self.counting_record(slot, facts).await? else { continue };
-                let Some(end) = facts.get(name::END) else {
-                    if facts.is_empty() && self.was_published(awaited, slot.part).await? {
-                        records.lost.push(id);
+                let failed = match missing_member(&facts, slot.part.policy) {
+                    MissingMember::NoRecord => {
+                        if self.was_published(awaited, slot).await? {
+                            records.lost.push(id);
+                        }
+                        continue;
                     }
-                    continue;
+                    MissingMember::Awaited => continue,
+                    MissingMember::Ended { failed } => failed,
                 };
-                let failed = failure_of(&facts).is_some();
-                let authentic = self.app.0.trust.check_end(&id, &facts).is_ok();
-                if !authentic || (failed && slot.part.policy == Policy::Hold) {
-                    continue;
-                }
+                let authentic = |_: &&Bytes| self.app.0.trust.check_end(&id, &facts).is_ok();
+                let Some(end) = facts.get(name::END).filter(authentic) else { continue };
                 let joining = Joining {
                     waiting: awaited.place.clone(),
                     index: slot.index,
@@ -172,14 +167,12 @@ impl WorkerContext {
         let mut id = slot.id.clone();
         // Each task has a longer id than the one before, or a hash: this ends.
         while let Some(next) = continued_by_record(&facts) {
-            let followed = facts.has(name::FOLLOWED);
             let root = self.calls.read(&spawned_root(&next)).await?;
-            facts = self.calls.read(&next).await?;
-            if facts.is_empty() && !(root.is_empty() && followed) {
-                // What replaces the member is under way.
+            let last = self.calls.read(&next).await?;
+            if is_replacement_under_way(&facts, &root, &last) {
                 return Ok(None);
             }
-            id = next;
+            (id, facts) = (next, last);
         }
         if slot.part.policy == Policy::Hold
             && failure_of(&facts).is_some()
@@ -191,15 +184,11 @@ impl WorkerContext {
         Ok(Some((id, facts)))
     }
 
-    /// Returns `true` unless the members of a part may not have been published yet: the task that publishes them has not
-    /// ended, or has not been followed up.
-    async fn was_published(&self, awaited: &Awaited<'_>, part: &JoinPart) -> Result<bool, Settlement> {
-        let scope = awaited.place.scope();
-        let sources = part.sources.iter().map(|name| scope.step(name).id());
-        for id in sources.chain([scope.id()]) {
-            let facts = self.calls.read(&id).await?;
-            if !facts.is_empty() {
-                return Ok(facts.has(name::END) && facts.has(name::FOLLOWED));
+    /// Returns `true` unless a member may not have been published yet.
+    async fn was_published(&self, awaited: &Awaited<'_>, slot: &MemberSlot<'_>) -> Result<bool, Settlement> {
+        for id in slot.publishers(&awaited.place) {
+            if let Some(published) = has_published(&self.calls.read(&id).await?) {
+                return Ok(published);
             }
         }
         Ok(true)
@@ -244,13 +233,16 @@ impl WorkerContext {
             }
             ParkDecision::Park(_) => {}
         }
-        let now = self.now();
-        let since = (!lost.is_empty()).then(|| envelope.pairs.lost_since().unwrap_or(now));
-        if since.is_some_and(|since| now.since(since) >= self.app.0.results_ttl) {
-            let failure = Failure::new(FailureKind::Lost, &*lost_error(lost));
-            return self.end_or_guard(envelope, facts, failure).await;
+        let (since, patience) = (envelope.pairs.lost_since(), self.app.0.results_ttl);
+        match decide_lost(!lost.is_empty(), since, self.now(), patience) {
+            LostDecision::End => {
+                let failure = Failure::new(FailureKind::Lost, &*lost_error(lost));
+                self.end_or_guard(envelope, facts, failure).await
+            }
+            LostDecision::Wait(since) => {
+                self.settled_by(self.publish_waiting(envelope, awaited, since).await).await
+            }
         }
-        self.settled_by(self.publish_waiting(envelope, awaited, since).await).await
     }
 
     async fn publish_waiting(
@@ -314,31 +306,6 @@ impl WorkerContext {
         };
         self.revoked_roots.learn(root, revoked);
         Ok(revoked)
-    }
-}
-
-impl<'a> Awaited<'a> {
-    /// Returns the members with these indexes.
-    fn slots(&self, indexes: &[u32]) -> Vec<MemberSlot<'a>> {
-        let scope = self.place.scope();
-        let mut slots = Vec::with_capacity(indexes.len());
-        let mut wanted = indexes.iter().copied().peekable();
-        let mut first = 0u32;
-        for part in self.parts {
-            let end = first.saturating_add(part.count());
-            while let Some(index) = wanted.next_if(|index| *index < end) {
-                let mut place = scope.step(&part.step);
-                if part.members.is_some() {
-                    place = place.member(index - first);
-                    if let Some(last) = &part.last {
-                        place = place.step(last);
-                    }
-                }
-                slots.push(MemberSlot { index, part, id: place.id() });
-            }
-            first = end;
-        }
-        slots
     }
 }
 

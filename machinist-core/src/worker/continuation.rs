@@ -95,10 +95,8 @@ impl WorkerContext {
                 false
             }
             EndVerdict::Failure(failure) => {
-                if calls_back(failure.kind) {
-                    let children = after_failure(place, &flow, &failure.error.chain.join(": "));
-                    unsent.extend(self.publish_children(parent, children, at).await?);
-                }
+                let children = after_failure(place, &flow, failure);
+                unsent.extend(self.publish_children(parent, children, at).await?);
                 self.cancel_rest(place, &flow).await;
                 let upstream = Failure::new(FailureKind::Upstream, &*upstream_error(id, failure));
                 let never = never_after(place, &flow).into_iter();
@@ -256,8 +254,14 @@ impl WorkerContext {
             answers = published => answers,
             () = self.stages.reached_leave() => return Err(Unanswered::Leaving.into()),
         };
-        if let Some(error) = recorded.iter().find_map(|written| written.as_ref().err()) {
-            tracing::warn!(%error, "the backend did not take the sender's part of the records of a workflow");
+        for ((_, prepared), written) in window.iter().zip(recorded) {
+            let Err(error) = written else { continue };
+            tracing::debug!(%error, "the backend did not take the sender's part of a record of a workflow; trying again");
+            // A member that is published and has no record would count as lost.
+            match self.calls.commit(Arc::clone(&prepared.facts)).await {
+                Ok(_) | Err(Unanswered::BadRecord) => {}
+                Err(unanswered) => return Err(unanswered.into()),
+            }
         }
         let confirm_wait = stopwatch.lap();
         let mut unsent = Vec::new();
@@ -574,13 +578,4 @@ struct Prepared {
     envelope: Envelope,
     publish: Publish,
     facts: Arc<Commit>,
-}
-
-/// Returns `true` if a failure of this kind is told to error callbacks. Somebody wanted a revoked task to end, and the cause of an
-/// upstream failure has called back already.
-fn calls_back(kind: FailureKind) -> bool {
-    !matches!(
-        kind,
-        FailureKind::Revoked | FailureKind::Upstream | FailureKind::Duplicate | FailureKind::Replaced
-    )
 }

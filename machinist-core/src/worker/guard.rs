@@ -96,14 +96,17 @@ impl WorkerContext {
         self.settled_by(self.publish_guard(envelope, guard_delay(envelope.generation)).await).await
     }
 
-    /// Ends a task that is not run, if its record is still as read. If a run has it, the delivery becomes a guard, which
-    /// looks again.
+    /// Ends a task that is not run, if its record is still as read. If a run has it, or may have it, the delivery becomes a
+    /// guard, which looks again: only the run says how the task ends.
     pub(super) async fn end_or_guard(
         &self,
         envelope: &Envelope,
         facts: Facts,
         failure: Failure,
     ) -> Settlement {
+        if self.may_run_elsewhere(&facts, envelope) {
+            return self.become_guard(envelope).await;
+        }
         match self.end_as_read(envelope, facts, failure).await {
             Some(settlement) => settlement,
             None => self.become_guard(envelope).await,

@@ -11,7 +11,7 @@ use crate::{
     dead_letters::NewDeadLetter,
     event::{EventKind, EventTask},
     id::{QueueName, TaskId},
-    record::{DeadReason, ErrorText, Facts, Failure, FailureKind, newest_start, recorded_follow_up},
+    record::{DeadReason, ErrorText, Facts, Failure, FailureKind, abandoned_start, recorded_follow_up},
     refused::note_waiting,
     security::{VerifyError, encryption::DecryptError},
     wire::{Envelope, dead_id},
@@ -124,7 +124,7 @@ impl WorkerContext {
 
     /// Returns `true` unless the newest run is known to be over. Its session is checked from now on.
     pub(super) fn may_run_elsewhere(&self, facts: &Facts, envelope: &Envelope) -> bool {
-        let Some(start) = newest_start(facts, envelope.attempt) else { return false };
+        let Some(start) = abandoned_start(facts, envelope.attempt) else { return false };
         let may_run = !self.sessions.is_gone(&start.session, &start.run);
         if may_run {
             self.sessions.peers.watch(&start.session);

@@ -35,5 +35,6 @@ mod task_log;
 mod time;
 mod unique;
 mod why;
+mod workflow_faults;
 mod workflow_keys;
 mod workflows;

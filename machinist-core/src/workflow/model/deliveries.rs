@@ -7,27 +7,30 @@ use bytes::Bytes;
 use super::FlowFault;
 use super::{
     FlowModel, FlowMutation, FlowStep, LAST_GUARD, NOW, SWAP, TTL, inc,
-    state::{FlowAct, FlowDelivery, FlowMessage, FlowStage, FlowState},
+    state::{FlowAct, FlowDelivery, FlowEnd, FlowMessage, FlowStage, FlowState},
     task,
 };
 use crate::{
     args::{Arg, Results},
     backend::Commit,
-    flow::{Spawned, spawned_root},
-    id::{RecordId, TaskId},
+    flow::Spawned,
+    id::{RecordId, RunId, SessionId, TaskId},
     record::{
         Child, Claim, CommitRefusal, EncodedResults, End, EndVerdict, EndedMember, ErrorText, Facts, Failure,
-        FailureKind, FollowUp, JoinDecision, JoinedMember, Joining, ParkDecision, StartDecision,
-        StartRequest, Verdict, after_failure, after_success, continued_by, decide_join, decide_parking,
-        decide_start, explain_refusal, failure_without_run, gathered_fact, join, join_record, joinings, json,
-        may_be_decided, name, never_after, outcome_commit, recorded_follow_up, spawned_by, upstream_error,
-        waiting_callback,
+        FailureKind, FollowUp, JoinDecision, JoinedMember, Joining, LostDecision, MemberSlot, MissingMember,
+        ParkDecision, StartDecision, StartRequest, Verdict, abandoned_start, after_failure, after_success,
+        continued_by, decide_join, decide_lost, decide_parking, decide_start, explain_refusal,
+        failure_without_run, gathered_fact, has_published, join, join_record, joinings, json, may_be_decided,
+        member_slots, missing_member, name, never_after, outcome_commit, recorded_follow_up, spawned_by,
+        upstream_error, waiting_callback,
     },
     workflow::{Policy, Sendable, StepPlan, Workflow, spawned_of},
 };
 
 pub(super) fn guard_after(message: FlowMessage) -> FlowMessage {
-    FlowMessage { generation: message.generation.saturating_add(1).min(LAST_GUARD), ..message }
+    let next = message.generation.saturating_add(1);
+    // A task that waits is woken with a newer copy than its last guard. Its guards are never older.
+    FlowMessage { generation: next.min(message.generation.max(LAST_GUARD)), ..message }
 }
 
 impl FlowModel {
@@ -47,9 +50,8 @@ impl FlowModel {
         };
         match &delivery.stage {
             FlowStage::Open => {
-                let waits = !child.step.flow.awaits.is_empty() && !self.mutated(FlowMutation::StartUndecided);
-                set(&mut next, if waits { FlowStage::Look(false) } else { FlowStage::Start(None) });
-                self.push(steps, says("opens"), false, next);
+                set(&mut next, self.opened(state, &child));
+                self.push(steps, says("looks again"), false, next);
             }
             FlowStage::Look(looked) => {
                 let members = self.members(state, &child.place);
@@ -57,7 +59,7 @@ impl FlowModel {
                 let joined =
                     state.joined.get(&self.record_no(&join_record(&child.place))).copied().unwrap_or(0);
                 if self.mutated(FlowMutation::CountDecides)
-                    && usize::from(joined) >= Self::member_ids(&child).len()
+                    && usize::from(joined) >= Self::slots_of(&child).len()
                     && matches!(decision, JoinDecision::Undecided(_))
                 {
                     decision = JoinDecision::Run(Vec::new());
@@ -69,12 +71,17 @@ impl FlowModel {
                         FlowStage::Wait
                     }
                     JoinDecision::Undecided(missing) => {
-                        let ended = |(index, id): &(u32, TaskId)| {
-                            let (id, _) = self.counting_end(state, id).filter(|_| missing.contains(index))?;
-                            let record = self.record_no(&RecordId::from(&id));
-                            Some((u8::try_from(*index).expect("few members"), record))
+                        let parts = &child.step.flow.awaits;
+                        let ended = |slot: MemberSlot<'_>| {
+                            let (id, facts) = self.counting_record(state, &slot.id)?;
+                            let joins = missing_member(&facts, slot.part.policy);
+                            matches!(joins, MissingMember::Ended { .. }).then(|| {
+                                let index = u8::try_from(slot.index).expect("few members");
+                                (index, self.record_no(&RecordId::from(&id)))
+                            })
                         };
-                        let found: Vec<_> = Self::member_ids(&child).iter().filter_map(ended).collect();
+                        let slots = member_slots(&child.place, parts, missing).into_iter();
+                        let found: Vec<_> = slots.filter_map(ended).collect();
                         if found.is_empty() { FlowStage::Wait } else { FlowStage::Rejoin(found) }
                     }
                 };
@@ -91,6 +98,7 @@ impl FlowModel {
                     let fact = json(&JoinedMember { id, end: String::from_utf8_lossy(end).into_owned() });
                     drop(self.commit(&mut next, &join(&joining, fact)));
                 }
+                self.push_unanswered(steps, &says("lets a member join"), &next);
                 let rest = found[1..].to_vec();
                 set(&mut next, if rest.is_empty() { FlowStage::Look(true) } else { FlowStage::Rejoin(rest) });
                 self.push(steps, says("lets a member join"), false, next);
@@ -110,7 +118,9 @@ impl FlowModel {
                 let parks = stage == FlowStage::PublishGuard;
                 set(&mut next, stage);
                 self.push(steps, says("reads its record"), false, next);
-                if parks && self.has_lost_members(state, &child) {
+                // Any time may have passed since the first look that has found members lost.
+                let lost = parks && self.has_lost_members(state, &child);
+                if decide_lost(lost, Some(NOW), NOW.plus(TTL), TTL) == LostDecision::End {
                     let mut next = state.clone();
                     set(&mut next, FlowStage::End(FailureKind::Lost));
                     self.push(steps, says("has waited long enough for lost members"), false, next);
@@ -118,6 +128,7 @@ impl FlowModel {
             }
             FlowStage::PublishGuard => {
                 Self::put(&mut next, guard_after(delivery.message));
+                self.push_unanswered(steps, &says("publishes a copy"), &next);
                 let stored_first = self.mutated(FlowMutation::GuardStoredFirst);
                 set(&mut next, if stored_first { FlowStage::Ack } else { FlowStage::StoreGuard });
                 self.push(steps, says("publishes a copy"), false, next);
@@ -130,8 +141,15 @@ impl FlowModel {
             }
             FlowStage::End(kind) => {
                 let facts = self.facts_of(state, record);
+                let run = abandoned_start(&facts, 1);
                 let stage = match recorded_follow_up(&facts, 1) {
                     Some(follow_up) => self.follow_stage(state, &child, &follow_up, None),
+                    // It waits, as another copy: only the run says how it ends.
+                    None if run.is_some_and(|run| !Self::is_gone(state, worker, &run.session))
+                        && !self.mutated(FlowMutation::EndOverRun) =>
+                    {
+                        return;
+                    }
                     None => {
                         let failure = Failure::new(*kind, "no");
                         let commit = failure_without_run(&child.id(), &facts, 1, failure, NOW, TTL);
@@ -148,20 +166,15 @@ impl FlowModel {
                 self.push(steps, says("ends without a run"), false, next);
             }
             FlowStage::Start(gathered) => self.start_steps(state, worker, delivery, *gathered, steps),
-            FlowStage::Run(claim, gathered) => {
-                set(&mut next, FlowStage::Record(*claim, true, *gathered));
-                self.push(steps, says("returns"), false, next);
-                let fails = state.faults_left[FlowFault::Fail as usize] > 0 && !child.place.is_root();
-                if fails {
+            FlowStage::Record(claim, end) => {
+                let is_told = || self.is_revoked(state) || self.facts_of(state, record).has(name::REVOKED);
+                if *end != FlowEnd::Revoked && state.revoking.is_some() && is_told() {
                     let mut next = state.clone();
-                    next.faults_left[FlowFault::Fail as usize] -= 1;
-                    set(&mut next, FlowStage::Record(*claim, false, *gathered));
-                    self.push(steps, says("fails"), true, next);
+                    set(&mut next, FlowStage::Record(*claim, FlowEnd::Revoked));
+                    self.push(steps, says("is told to end"), false, next);
                 }
-            }
-            FlowStage::Record(claim, success, _) => {
                 let claim = self.claims.borrow()[*claim as usize].clone();
-                let verdict = self.verdict(&child, &claim, *success);
+                let verdict = self.verdict(&child, &claim, *end);
                 if self.mutated(FlowMutation::JoinBeforeRecord) {
                     let end = outcome_commit(&claim, &verdict, String::new(), NOW, TTL)
                         .facts
@@ -218,6 +231,7 @@ impl FlowModel {
                 mark.unless = vec![name::END.into()];
                 mark.facts = vec![(name::guard(1, u32::from(*generation)), "1".into())];
                 drop(self.commit(&mut next, &mark));
+                self.push_unanswered(steps, &says("notes the copy of a task that waited"), &next);
                 let rest = woken[1..].to_vec();
                 set(&mut next, self.release_stage(&rest));
                 self.push(steps, says("notes the copy of a task that waited"), false, next);
@@ -271,12 +285,7 @@ impl FlowModel {
         };
         let mut next = state.clone();
         let (mut commit, mut claim) = request.first(NOW);
-        let own = session.to_string();
-        let gone = |of: &crate::id::SessionId, _: &crate::id::RunId| {
-            let number: u16 = of.as_str().parse().expect("a number");
-            // A process knows what it runs itself.
-            state.alive & (1 << number) == 0 || of.as_str() == own
-        };
+        let gone = |of: &SessionId, _: &RunId| Self::is_gone(state, worker, of);
         let stage = loop {
             match self.commit(&mut next, &commit) {
                 Ok(_) => break None,
@@ -294,21 +303,62 @@ impl FlowModel {
                 },
             }
         };
-        let granted = stage.is_none();
-        let stage = stage.unwrap_or_else(|| {
+        let says = |how: &str| format!("worker {worker} requests a start of {}{how}", child.id());
+        let set = |next: &mut FlowState, stage: FlowStage| {
+            next.workers[worker].delivery.as_mut().expect("a delivery").stage = stage;
+        };
+        if let Some(stage) = stage {
+            set(&mut next, stage);
+            return self.push(steps, says(""), false, next);
+        }
+        let number = {
             let mut claims = self.claims.borrow_mut();
             let known = claims.iter().position(|known| *known == claim);
             let number = known.unwrap_or_else(|| {
                 claims.push(claim);
                 claims.len() - 1
             });
-            FlowStage::Run(u32::try_from(number).expect("few claims"), gathered)
-        });
-        if granted {
-            self.check_start(&mut next, &child, record, gathered);
+            u32::try_from(number).expect("few claims")
+        };
+        self.check_start(&mut next, &child, record, gathered);
+        let mut failing = next.clone();
+        set(&mut next, FlowStage::Record(number, FlowEnd::Success));
+        self.push(steps, says(", and runs"), false, next);
+        let fails = &mut failing.faults_left[FlowFault::Fail as usize];
+        if *fails > 0 && !child.place.is_root() {
+            *fails -= 1;
+            set(&mut failing, FlowStage::Record(number, FlowEnd::Failure));
+            self.push(steps, says(", and fails"), true, failing);
         }
-        next.workers[worker].delivery.as_mut().expect("a delivery").stage = stage;
-        self.push(steps, format!("worker {worker} requests a start of {}", child.id()), false, next);
+    }
+
+    /// Returns the stage of a delivery that a worker looks at.
+    pub(super) fn opened(&self, state: &FlowState, child: &Child) -> FlowStage {
+        let waits = !child.step.flow.awaits.is_empty() && !self.mutated(FlowMutation::StartUndecided);
+        if self.is_revoked(state) {
+            FlowStage::End(FailureKind::Revoked)
+        } else if waits {
+            FlowStage::Look(false)
+        } else {
+            FlowStage::Start(None)
+        }
+    }
+
+    /// Adds the step in which a server has done what was asked for, and the worker does not learn of it and asks again.
+    fn push_unanswered(&self, steps: &mut Vec<FlowStep>, what: &str, next: &FlowState) {
+        let mut again = next.clone();
+        let left = &mut again.faults_left[FlowFault::Reply as usize];
+        if *left > 0 {
+            *left -= 1;
+            self.push(steps, format!("{what}, and the answer is lost"), true, again);
+        }
+    }
+
+    /// Returns `true` if a worker knows that what a session runs is over.
+    fn is_gone(state: &FlowState, worker: usize, session: &SessionId) -> bool {
+        let number: u8 = session.as_str().parse().expect("a number");
+        // A process knows what it runs itself.
+        state.alive & (1 << number) == 0 || number == state.workers[worker].session
     }
 
     /// Checks what must hold when a task starts.
@@ -331,11 +381,11 @@ impl FlowModel {
             }
             return;
         }
-        let truth: BTreeMap<u32, EndedMember> = Self::member_ids(child)
+        let truth: BTreeMap<u32, EndedMember> = Self::slots_of(child)
             .into_iter()
-            .filter_map(|(index, id)| {
-                let (id, end) = self.counting_end(state, &id)?;
-                Some((index, EndedMember::of(id, &end)?))
+            .filter_map(|slot| {
+                let (id, end) = self.counting_end(state, &slot.id)?;
+                Some((slot.index, EndedMember::of(id, &end)?))
             })
             .collect();
         match (decide_join(awaits, &truth), gathered) {
@@ -352,28 +402,34 @@ impl FlowModel {
     }
 
     pub(super) fn joining_of(&self, child: &Child, index: u32) -> Joining {
-        let size = u32::try_from(Self::member_ids(child).len()).expect("few members");
+        let size = u32::try_from(Self::slots_of(child).len()).expect("few members");
         Joining { waiting: child.place.clone(), index, size, policy: Policy::Collect }
     }
 
     pub(super) fn has_lost_members(&self, state: &FlowState, child: &Child) -> bool {
-        let members = self.members(state, &child.place);
-        let root = self.facts_of(state, self.record_no(&RecordId::from(&task("R"))));
-        let is_empty = |id: &TaskId| self.facts_of(state, self.record_no(&RecordId::from(id))).is_empty();
-        let lost = |(index, id): &(u32, TaskId)| {
-            !members.contains_key(index)
-                && match self.continuation(state, id) {
-                    None => is_empty(id),
-                    Some((followed, last)) => followed && is_empty(&spawned_root(&last)) && is_empty(&last),
-                }
+        let joined = self.members(state, &child.place);
+        let has_no_record = |slot: &MemberSlot<'_>| {
+            let counts = self.counting_record(state, &slot.id);
+            counts
+                .is_some_and(|(_, facts)| missing_member(&facts, slot.part.policy) == MissingMember::NoRecord)
         };
-        let published = root.is_empty() || (root.has(name::END) && root.has(name::FOLLOWED));
-        published && Self::member_ids(child).iter().any(lost)
+        let was_published = |slot: &MemberSlot<'_>| {
+            let mut publishers = slot.publishers(&child.place);
+            if self.mutated(FlowMutation::RootPublishesAll) {
+                publishers = vec![task("R")];
+            }
+            publishers.iter().find_map(|id| has_published(&self.task_facts(state, id))).unwrap_or(true)
+        };
+        let mut missing = Self::slots_of(child).into_iter().filter(|slot| !joined.contains_key(&slot.index));
+        missing.any(|slot| has_no_record(&slot) && was_published(&slot))
     }
 
-    pub(super) fn verdict(&self, child: &Child, claim: &Claim, success: bool) -> Verdict {
-        if !success {
-            return Verdict::Failure { kind: FailureKind::Error, error: ErrorText::from("broken") };
+    pub(super) fn verdict(&self, child: &Child, claim: &Claim, end: FlowEnd) -> Verdict {
+        let failure = |kind, text| Verdict::Failure { kind, error: ErrorText::from(text) };
+        match end {
+            FlowEnd::Failure => return failure(FailureKind::Error, "broken"),
+            FlowEnd::Revoked => return failure(FailureKind::Revoked, "revoked"),
+            FlowEnd::Success => {}
         }
         // Each run returns something else.
         let value = format!("{} by {}", child.step.name, claim.run.as_str());
@@ -423,8 +479,8 @@ impl FlowModel {
                 publish(after_success(&child.place, flow, &results.0), &mut acts)
             }
             EndVerdict::Failure(failure) => {
-                if !matches!(failure.kind, FailureKind::Revoked | FailureKind::Upstream) {
-                    publish(after_failure(&child.place, flow, failure.error.message()), &mut acts);
+                if !self.mutated(FlowMutation::CallbackLeftOut) {
+                    publish(after_failure(&child.place, flow, &failure), &mut acts);
                 }
                 let error = upstream_error(&child.id(), &failure);
                 for never in never_after(&child.place, flow) {
@@ -461,6 +517,7 @@ impl FlowModel {
         let Some(act) = list.get(usize::from(at)) else {
             return self.release(state, worker, woken.into_iter().collect(), steps);
         };
+        let is_last = list.len() == usize::from(at) + 1;
         let what = match act {
             FlowAct::Publish(number) => {
                 let published = self.child_of(*number);
@@ -495,9 +552,16 @@ impl FlowModel {
                 "joins".to_owned()
             }
         };
-        let stage = FlowStage::Follow(acts, at + 1, woken.into_iter().collect());
+        let what = format!("worker {worker}, {}: {what}", child.id());
+        self.push_unanswered(steps, &what, &next);
+        // Without anybody to wake, only the mark is left.
+        let stage = if is_last && woken.is_empty() {
+            FlowStage::Mark
+        } else {
+            FlowStage::Follow(acts, at + 1, woken.into_iter().collect())
+        };
         next.workers[worker].delivery.as_mut().expect("a delivery").stage = stage;
-        self.push(steps, format!("worker {worker}, {}: {what}", child.id()), false, next);
+        self.push(steps, what, false, next);
     }
 
     pub(super) fn join_all(
@@ -550,6 +614,7 @@ impl FlowModel {
                 let generation = u8::try_from(generation + 1).expect("few generations");
                 let child = child.parse().expect("a number");
                 Self::put(&mut next, FlowMessage { child, generation });
+                self.push_unanswered(steps, "a task that waits is woken", &next);
                 FlowStage::NoteCopy(generation, woken)
             }
             None => self.release_stage(&woken[1..]),
@@ -588,15 +653,24 @@ impl FlowModel {
             self.say(format!("{} is published with other arguments", published.id()));
         }
         let facts = self.facts_of(state, self.task_record(parent));
-        let recorded = facts.get(name::END).and_then(|end| EndedMember::of(parent.id(), end));
-        if let Some(EndedMember { verdict: EndVerdict::Success { results }, .. }) = recorded {
-            let flow = &parent.step.flow;
-            let spawned = facts.read::<End>(name::END).map(|end| end.spawned).unwrap_or_default();
-            let mut right = spawned_by(&parent.id(), spawned, Some(&parent.place), Some(flow));
-            right.extend(after_success(&parent.place, flow, &results.0));
-            if !right.contains(published) {
-                self.say(format!("{} is published with arguments that are not recorded", published.id()));
+        let Some(End { verdict, spawned, continued_by, .. }) = facts.read(name::END) else { return };
+        let flow = &parent.step.flow;
+        let mut right = spawned_by(&parent.id(), spawned, Some(&parent.place), Some(flow));
+        match (verdict, continued_by) {
+            // What follows it follows the task that has replaced it.
+            (_, Some(_)) => {}
+            (EndVerdict::Success { results }, None) => {
+                right.extend(after_success(&parent.place, flow, &results.0));
             }
+            (EndVerdict::Failure(failure), None) => {
+                right.extend(after_failure(&parent.place, flow, &failure));
+            }
+        }
+        if !right.contains(published) {
+            self.say(format!(
+                "{} is published with arguments that are not recorded, or against what is recorded",
+                published.id()
+            ));
         }
     }
 }

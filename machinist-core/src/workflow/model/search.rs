@@ -13,11 +13,14 @@ use super::{FlowModel, FlowStep, state::FlowState};
 pub(super) struct FlowReport {
     pub(super) states: usize,
     pub(super) violation: Option<String>,
+    /// `false` if there are more states than were wanted.
+    pub(super) is_complete: bool,
 }
 
 /// Searches all states breadth first. Reports a violation with the shortest trace to it, and states from which no path
-/// without faults leads to an end.
-pub(super) fn search(model: &FlowModel) -> FlowReport {
+/// without faults leads to an end. If there are more than `most` states, it stops there, and reports only what is violated in
+/// those that were found.
+pub(super) fn search(model: &FlowModel, most: usize) -> FlowReport {
     let initial = Rc::new(model.initial());
     let mut numbers: HashMap<Rc<FlowState>, u32> = [(Rc::clone(&initial), 0)].into();
     let mut states = vec![initial];
@@ -25,6 +28,9 @@ pub(super) fn search(model: &FlowModel) -> FlowReport {
     let mut back: Vec<Vec<u32>> = vec![Vec::new()];
     let mut at = 0;
     while at < states.len() {
+        if states.len() > most {
+            return FlowReport { states: states.len(), violation: None, is_complete: false };
+        }
         let state = Rc::clone(&states[at]);
         let number = u32::try_from(at).expect("fewer than 2^32 states");
         for FlowStep { action, is_fault, state: next, violation } in model.steps(&state) {
@@ -32,7 +38,8 @@ pub(super) fn search(model: &FlowModel) -> FlowReport {
             if let Some(violation) = violation {
                 let trace = trace(&from, number);
                 let violation = format!("{violation}\n  {trace}\n  {action}");
-                return FlowReport { states: states.len(), violation: Some(violation) };
+                let violation = Some(violation);
+                return FlowReport { states: states.len(), violation, is_complete: true };
             }
             let to = numbers.get(&next).copied().unwrap_or_else(|| {
                 let to = u32::try_from(states.len()).expect("fewer than 2^32 states");
@@ -59,12 +66,12 @@ pub(super) fn search(model: &FlowModel) -> FlowReport {
             }
         }
     }
-    let stuck = ends.iter().zip(&states).position(|(ends, state)| !ends && !state.lost_record);
+    let stuck = ends.iter().position(|ends| !ends);
     let violation = stuck.map(|at| {
         let trace = trace(&from, u32::try_from(at).expect("a state"));
         format!("stuck: no path without faults leads to an end\n  {trace}")
     });
-    FlowReport { states: states.len(), violation }
+    FlowReport { states: states.len(), violation, is_complete: true }
 }
 
 pub(super) fn trace(from: &[(u32, String)], mut at: u32) -> String {
@@ -104,7 +111,7 @@ pub(super) fn walk(model: &FlowModel, seed: u64, at_least: usize) -> Result<usiz
                 break;
             }
         }
-        if !model.is_done(&state) && !state.lost_record {
+        if !model.is_done(&state) {
             return Err(format!("not ended after {} steps\n  {}", actions.len(), actions.join("\n  ")));
         }
         all += actions.len();

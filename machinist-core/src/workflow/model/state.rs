@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::Hash,
     rc::Rc,
 };
@@ -30,10 +30,12 @@ pub(super) struct FlowState {
     pub(super) faults_left: [u8; FAULTS],
     /// Data was lost, so that what was promised about arguments may end in FAILURE/lost.
     pub(super) lost: bool,
-    /// The backend has lost the record of a task, and with it the end.
-    pub(super) lost_record: bool,
+    /// Records of tasks that the backend has lost, and with them the ends.
+    pub(super) lost_records: BTreeSet<u16>,
     /// Arguments with which each task that waits was started.
     pub(super) started: BTreeMap<u16, u32>,
+    /// Somebody revokes the workflow, and has looked at so many of its tasks.
+    pub(super) revoking: Option<u8>,
     /// Number of commits that a join has seen; for one mutation.
     pub(super) joined: BTreeMap<u16, u8>,
 }
@@ -65,14 +67,23 @@ pub(super) enum FlowStage {
     End(FailureKind),
     /// Requests a start, with these gathered arguments.
     Start(Option<u32>),
-    Run(u32, Option<u32>),
-    Record(u32, bool, Option<u32>),
+    /// Runs, and then records that it has ended so.
+    Record(u32, FlowEnd),
     /// Does the act at this position of this list; these records wake.
     Follow(u32, u8, Vec<u16>),
     /// Notes the copy that it has published for the record at the front.
     NoteCopy(u8, Vec<u16>),
     Mark,
     Ack,
+}
+
+/// Way in which a run ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum FlowEnd {
+    Success,
+    Failure,
+    /// It was told to end.
+    Revoked,
 }
 
 /// Work after an end, in this order.
