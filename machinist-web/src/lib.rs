@@ -22,6 +22,7 @@ mod access;
 mod actions;
 mod api;
 mod dashboard;
+mod day;
 mod guard;
 mod link;
 mod overview;

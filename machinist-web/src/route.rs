@@ -32,7 +32,7 @@ const fn action(path: &'static str, right: Right, handler: fn() -> MethodRouter<
 }
 
 /// Every route.
-pub(crate) static ROUTES: [Route; 46] = [
+pub(crate) static ROUTES: [Route; 47] = [
     page("/", || get(pages::overview)),
     page("/queues", || get(pages::queues)),
     page("/queues/{name}", || get(pages::queue)),
@@ -63,6 +63,7 @@ pub(crate) static ROUTES: [Route; 46] = [
     action("/api/tasks/{id}/retry", Right::Retry, || post(api::retry_task)),
     action("/api/tasks/{id}/revoke", Right::Revoke, || post(api::revoke_task)),
     page("/api/failures", || get(api::failures)),
+    page("/api/history", || get(api::history)),
     page("/api/workflows/{root}", || get(api::workflow)),
     page("/api/workflows/{root}/members/{step}", || get(api::members)),
     page("/api/dead", || get(api::letters)),

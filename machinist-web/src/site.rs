@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use machinist::{
-    App, Client, FailureGroups, QueueName, WorkerFilter, WorkerInfo,
+    App, Client, FailureGroups, HistorySelection, QueueName, WorkerFilter, WorkerInfo,
     periodic::PeriodicTask,
     record::Record,
     settings::TraceLink,
@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     access::Access,
+    day::{DAY, DayHistory},
     overview::Overview,
     panel::{Panel, PanelView},
     web_error::{WebError, chain},
@@ -22,6 +23,11 @@ use crate::{
 pub(crate) const MAX_STREAMS: usize = 200;
 /// Maximum time of a look that a page or a request of the API waits for.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Time before now from which the history of a day is read. It is more than a day, so that the longest buckets are read.
+const READ_DAY: Duration = Duration::from_secs(DAY.as_secs() + 600);
+/// Time for which the history of a day counts as new.
+const FRESH_DAY: Duration = Duration::from_secs(60);
 
 /// State of a dashboard.
 #[derive(Debug)]
@@ -34,6 +40,7 @@ pub(crate) struct Site {
     workers: Arc<Panel<Vec<WorkerInfo>>>,
     failures: Arc<Panel<FailureGroups>>,
     periodic: Arc<Panel<Vec<PeriodicTask>>>,
+    day: Arc<Panel<DayHistory>>,
 }
 
 /// Options of a dashboard.
@@ -62,6 +69,7 @@ impl Site {
             workers: Arc::new(Panel::new("the workers")),
             failures: Arc::new(Panel::new("the failures")),
             periodic: Arc::new(Panel::new("the periodic tasks")),
+            day: Arc::new(Panel::new("the history").fresh_for(FRESH_DAY)),
         }
     }
 
@@ -109,7 +117,18 @@ impl Site {
             .await
     }
 
-    /// Returns all that the first page shows.
+    /// Returns the history of the last 24 hours.
+    pub(crate) async fn day(&self) -> PanelView<DayHistory> {
+        let (client, now) = (self.client(), self.app.clock().now());
+        self.day
+            .see(move || async move {
+                let read = client.history(now.minus(READ_DAY), &HistorySelection::new()).await;
+                read.map(|history| DayHistory::of(&history, now)).map_err(|error| chain(&error))
+            })
+            .await
+    }
+
+    /// Returns all that the live part of the first page shows.
     pub(crate) async fn overview(&self) -> Overview {
         let (queues, workers, failures) = tokio::join!(self.queues(), self.workers(), self.failures());
         Overview { queues, workers, failures }

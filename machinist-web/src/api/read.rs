@@ -1,6 +1,6 @@
 //! Reading, as JSON.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -9,10 +9,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use machinist::{
-    TaskId,
+    HistorySelection, TaskId, TaskName,
     view::{
-        DeadLetterView, FailureGroupView, MemberView, PeriodicDetailsView, PeriodicView, QueueView,
-        TaskLogView, TaskView, WorkerView,
+        DeadLetterView, FailureGroupView, HistoryView, MemberView, PeriodicDetailsView, PeriodicView,
+        QueueView, TaskLogView, TaskView, WorkerView,
     },
 };
 use serde_json::{Value, json};
@@ -30,6 +30,8 @@ type Read = Result<Json<Value>, WebError>;
 
 /// Maximum number of members of a group in one answer.
 const MAX_MEMBERS: usize = 500;
+/// Time of which the history is told if the address names none.
+const RECENT: Duration = Duration::from_secs(3600);
 
 fn json(value: impl serde::Serialize) -> Read {
     let value = serde_json::to_value(value);
@@ -105,6 +107,18 @@ pub(crate) async fn failures(State(site): State<Arc<Site>>, _visit: Visit) -> Re
     let seen = site.failures().await;
     let failures = known(&seen)?;
     json(failures.groups.iter().map(FailureGroupView::from).collect::<Vec<_>>())
+}
+
+/// The history since the time that the address asks for.
+pub(crate) async fn history(State(site): State<Arc<Site>>, visit: Visit) -> Read {
+    let now = site.app.clock().now();
+    let since = pages::since(&visit, now)?.unwrap_or_else(|| now.minus(RECENT));
+    let name = |text| TaskName::parse(text).map_err(|error| WebError::wrong(format!("task: {error}")));
+    let mut selection = HistorySelection::new();
+    selection.queue = visit.query.get("queue").map(actions::queue_name).transpose()?;
+    selection.task = visit.query.get("task").map(name).transpose()?;
+    let history = look("the history", site.client().history(since, &selection)).await?;
+    json(HistoryView::from(&history))
 }
 
 pub(crate) async fn workflow(State(site): State<Arc<Site>>, Path(root): Path<String>, _visit: Visit) -> Read {

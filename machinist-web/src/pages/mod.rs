@@ -1,5 +1,6 @@
 //! Pages, rendered here whole, so that they work without script. Each has one file.
 
+mod chart;
 mod dead;
 mod failures;
 mod fields;
@@ -21,7 +22,7 @@ pub(crate) use overview::{live_part, overview};
 pub(crate) use periodic::periodic;
 pub(crate) use queues::{details as queue_details, queue, queues};
 pub(crate) use task::{record, task, view as task_view};
-pub(crate) use tasks::{cursor, search, tasks};
+pub(crate) use tasks::{cursor, search, since, tasks};
 pub(crate) use workers::{known as known_worker, worker, workers};
 pub(crate) use workflow::{read as read_workflow, workflow};
 

@@ -1,4 +1,4 @@
-//! The list of queues, and one queue: its numbers, why it stands still, its first messages.
+//! The list of queues, and one queue: its numbers, why it stands still, its last 24 hours, its first messages.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use machinist::{QueueName, QueuePeek, Why, view::QueueView, visible};
 use maud::{Markup, html};
 
 use super::{
+    chart::day,
     fields::{button, cell, grouped, late, number, rate, seconds, state, task_link, time},
     layout::answer_page,
     overview::queue_table,
@@ -54,7 +55,7 @@ pub(crate) async fn queues(State(site): State<Arc<Site>>, visit: Visit) -> Respo
 
 /// Answers with the page of one queue.
 pub(crate) async fn queue(State(site): State<Arc<Site>>, Path(name): Path<String>, visit: Visit) -> Response {
-    let content = one(&site, &visit, &name).await;
+    let content = Box::pin(one(&site, &visit, &name)).await;
     answer_page(&visit, &format!("Queue {}", cell(&name)), content)
 }
 
@@ -62,7 +63,8 @@ async fn one(site: &Site, visit: &Visit, name: &str) -> Result<Markup, WebError>
     let queue = actions::queue_name(name)?;
     let details = details(site, &queue).await?;
     let client = site.client();
-    let why = glance("the reason that it stands still", client.why_queue(&queue)).await;
+    let why = glance("the reason that it stands still", client.why_queue(&queue));
+    let (why, history) = tokio::join!(why, site.day());
     let wants_peek = visit.query.get("peek").is_some();
     let peek = match wants_peek {
         true => Some(look("the messages", client.peek_queue(&queue, PEEKED)).await),
@@ -74,6 +76,7 @@ async fn one(site: &Site, visit: &Visit, name: &str) -> Result<Markup, WebError>
         @else { (button(visit, Right::Control, &action("pause"), "Pause")) }
         (numbers(visit, &details))
         section { h2 { "Why it stands still, or not" } (reason(&why)) }
+        (day(&history, Some(queue.as_str())))
         section {
             h2 { "First messages" }
             @match &peek {

@@ -94,7 +94,10 @@ async fn group_page(site: &Site, visit: &Visit, group: &str) -> Result<Markup, W
 }
 
 /// Reads the begin of the time that an address asks for.
-fn since(visit: &Visit, now: Timestamp) -> Result<Option<Timestamp>, WebError> {
+///
+/// # Errors
+/// It is no duration.
+pub(crate) fn since(visit: &Visit, now: Timestamp) -> Result<Option<Timestamp>, WebError> {
     let Some(text) = visit.query.get("since") else { return Ok(None) };
     let age = parse_duration(text).map_err(|problem| WebError::wrong(format!("since={text}: {problem}")))?;
     Ok(Some(now.minus(age)))

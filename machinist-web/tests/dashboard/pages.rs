@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use machinist::TaskId;
+use machinist::{QueueName, TaskId};
+use machinist_conformance::eventually;
+use machinist_web::{Access, Dashboard};
 
 use crate::support::{ECHO, House, SOON, Site};
 
@@ -82,6 +84,49 @@ async fn a_result_and_a_queue_and_a_worker_are_shown() {
 }
 
 #[tokio::test]
+async fn the_last_24_hours_are_charts_with_marks_and_a_table() {
+    let house = House::open().await;
+    house.failed("no").await;
+    house.app.client().mark("shop <1.2>").await.unwrap();
+    // A dashboard reads the history once a minute, so each look is at another one.
+    let look = async |path: &str| {
+        house.app.flush_events().await;
+        house.local().get(path).await.is(200)
+    };
+    for path in ["/", "/queues/mail"] {
+        let found = eventually(SOON, async || look(path).await.text.contains("role=\"img\"")).await;
+        assert!(found, "{path}: {:?}", look(path).await);
+        let page = look(path).await.has(&[
+            "The last 24 hours",
+            "Messages per minute",
+            "Messages that wait",
+            "Age of the oldest message",
+            "Wait of 95 % of the messages",
+            "The same as a table, by hour",
+            "<title>shop &lt;1.2&gt;</title>",
+        ]);
+        assert_eq!(page.text.matches("role=\"img\" aria-label=\"").count(), 4, "{path}");
+        assert!(page.text.len() < 100_000, "{path}: {} bytes", page.text.len());
+    }
+    let counted = async || {
+        let history = look("/api/history?queue=mail&since=24h").await.json();
+        let points = history["points"].as_array().unwrap();
+        points
+            .iter()
+            .flat_map(|point| point["tasks"].as_array().unwrap())
+            .any(|task| task["failure"]["count"] == 1)
+    };
+    assert!(eventually(SOON, counted).await, "{:?}", look("/api/history").await);
+    let other = look("/api/history?task=other").await.json();
+    assert_eq!(other["points"], serde_json::json!([]));
+    assert!(other["marks"].as_array().unwrap().iter().any(|mark| mark["text"] == "shop <1.2>"), "{other}");
+    let quiet =
+        Dashboard::new(house.app.clone(), Access::local()).queues([QueueName::parse("quiet").unwrap()]);
+    let page = Site::new(quiet.router()).get("/queues/quiet").await.is(200);
+    assert!(page.text.contains("Nothing is recorded.") && !page.text.contains("role=\"img\""), "{page:?}");
+}
+
+#[tokio::test]
 async fn what_does_not_exist_is_404_with_a_sentence() {
     let house = House::open().await;
     let site = house.local();
@@ -116,6 +161,7 @@ async fn a_wrong_filter_names_the_problem() {
         assert!(api["error"].as_str().unwrap().contains(problem), "{api}");
         site.get(&format!("/tasks?{query}")).await.is(200).has(&["class=\"problem\"", "<form"]);
     }
+    site.get("/api/history?since=soon").await.is(400).has(&["since=soon"]);
     site.get("/api/dead?reason=wrong").await.is(400).has(&["is no reason of a dead letter"]);
 }
 
