@@ -1,7 +1,7 @@
 //! Charts of a day as SVG, and the table that has the same numbers. Pure.
 //!
-//! A chart is one part of the page without script and without styles of its own: the style sheet has its colours. Lines differ
-//! in their form too, and what a chart shows is in a table beside it, for those who do not see it.
+//! A chart needs no script and has no styles of its own: the style sheet has its colours. Lines differ in their form too, and
+//! a table beside the charts has what they show, for those who do not see them.
 
 use std::time::Duration;
 

@@ -4,6 +4,7 @@ mod chart;
 mod dead;
 mod failures;
 mod fields;
+mod graph;
 mod layout;
 mod login;
 mod overview;

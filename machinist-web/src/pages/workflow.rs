@@ -1,4 +1,4 @@
-//! One workflow: its progress, and its steps as a list in their order, each with what it waits for.
+//! One workflow: its progress, its graph, and its steps as a list in their order, each with what it waits for.
 
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use maud::{Markup, html};
 
 use super::{
     fields::{button, cell, grouped, payload, pretty, seconds, state, task_link, time},
+    graph::graph,
     layout::answer_page,
 };
 use crate::{
@@ -24,8 +25,8 @@ use crate::{
     web_error::WebError,
 };
 
-/// Maximum number of steps on the page.
-const MAX_STEPS: usize = 500;
+/// Number of steps in the table of one page.
+const PAGE_SIZE: usize = 100;
 
 /// Answers with the page of a workflow.
 pub(crate) async fn workflow(
@@ -69,19 +70,25 @@ fn page(visit: &Visit, root: &str, view: &WorkflowView) -> Markup {
             @if view.incomplete { dt { "Incomplete" } dd { "Not all of it is sent yet." } }
         }
         @if let Some(error) = error { section { h2 { "Error" } pre.error { (visible::lines(error)) } } }
-        section { h2 { "Steps" } (steps(visit, &view.steps)) }
+        @if view.steps.len() > 1 { section { h2 { "Graph" } (graph(visit, &view.steps)) } }
+        section { h2 { "Steps" } (steps(visit, root, &view.steps)) }
         @if view.state == TaskState::Success { section { h2 { "Results" } (payload(&pretty(&view.results), &rest)) } }
     }
 }
 
-fn steps(visit: &Visit, steps: &[StepView]) -> Markup {
+/// The table of the steps from the one that the address names.
+fn steps(visit: &Visit, root: &str, steps: &[StepView]) -> Markup {
+    let first = visit.query.get("from").and_then(|from| from.parse().ok()).unwrap_or(0_usize);
+    let first = first.min(steps.len());
+    let next = first.saturating_add(PAGE_SIZE);
+    let page = |from: usize| link::list(&link::workflow(root), &[("from", &from.to_string())]);
     html! {
         div.wide { table {
             thead { tr {
                 th scope="col" { "Step" } th scope="col" { "State" } th scope="col" { "Task" } th scope="col" { "After" }
                 th scope="col" { "Members" } th scope="col" { "Duration" } th scope="col" { "Error" }
             } }
-            tbody { @for step in steps.iter().take(MAX_STEPS) { tr {
+            tbody { @for step in steps.iter().skip(first).take(PAGE_SIZE) { tr {
                 th scope="row" { @if step.members.is_some() { (cell(&step.name)) } @else { a href={ (visit.root) (link::task(&step.id)) } { (cell(&step.name)) } } }
                 td { (state(step.state)) @if let Some(kind) = step.kind { " " (kind) } }
                 td { (cell(&step.task)) }
@@ -94,6 +101,9 @@ fn steps(visit: &Visit, steps: &[StepView]) -> Markup {
                 td { (cell(step.error.as_deref().unwrap_or_default())) }
             } } }
         } }
-        @if steps.len() > MAX_STEPS { p.hint { (steps.len() - MAX_STEPS) " more steps are in the API." } }
+        @if first > 0 { p { a href={ (visit.root) (page(0)) } { "First steps" } } }
+        @if steps.len() > next {
+            p { a href={ (visit.root) (page(next)) } { "Next steps" } " of " (grouped(steps.len() as u64)) }
+        }
     }
 }

@@ -19,7 +19,7 @@ const CORPUS: [(&str, &str); 8] = [
     ("</pre></body><iframe src=//x>", "<iframe"),
 ];
 /// Parameters that pages read, and one that none reads.
-const PARAMETERS: [&str; 16] = [
+const PARAMETERS: [&str; 17] = [
     "name",
     "queue",
     "state",
@@ -28,6 +28,7 @@ const PARAMETERS: [&str; 16] = [
     "label",
     "since",
     "after",
+    "from",
     "limit",
     "id",
     "group",

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use machinist::{QueueName, TaskId};
+use machinist::{QueueName, TaskId, workflow::chain};
 use machinist_conformance::eventually;
 use machinist_web::{Access, Dashboard};
 
-use crate::support::{ECHO, House, SOON, Site};
+use crate::support::{ECHO, FAIL, House, SOON, Site};
 
 /// Addresses of all pages of an application with this task.
 pub(crate) fn all(task: &TaskId) -> Vec<String> {
@@ -124,6 +124,25 @@ async fn the_last_24_hours_are_charts_with_marks_and_a_table() {
         Dashboard::new(house.app.clone(), Access::local()).queues([QueueName::parse("quiet").unwrap()]);
     let page = Site::new(quiet.router()).get("/queues/quiet").await.is(200);
     assert!(page.text.contains("Nothing is recorded.") && !page.text.contains("role=\"img\""), "{page:?}");
+}
+
+#[tokio::test]
+async fn a_workflow_is_drawn_with_links_to_its_tasks() {
+    let house = House::open().await;
+    let site = house.local();
+    let steps = chain(ECHO.call("the disk is full".to_owned())).then(FAIL.with(()));
+    let sent = house.app.client().send(steps).await.unwrap();
+    let path = format!("/workflows/{}", sent.id());
+    let page = site.until(&path, |answer| answer.text.contains("✕ FAILURE")).await;
+    let page = page.has(&["<svg class=\"graph\"", "✓ SUCCESS", "the disk is full", "Steps"]);
+    let view = site.get(&format!("/api{path}")).await.is(200).json();
+    for step in view["steps"].as_array().unwrap() {
+        let link = format!("href=\"../tasks/{}\"", step["id"].as_str().unwrap());
+        assert_eq!(page.text.matches(&link).count(), 2, "in the graph and in the table: {link}: {page:?}");
+    }
+    let rest =
+        site.get(&format!("{path}?from=1")).await.is(200).has(&["First steps", "<svg class=\"graph\""]);
+    assert_eq!(rest.text.matches("<th scope=\"row\">").count(), 1, "{rest:?}");
 }
 
 #[tokio::test]
