@@ -125,7 +125,7 @@ pub(crate) async fn revoke(site: &Site, actor: &Actor, id: &str) -> Result<Actio
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TaskCall {
-    name: String,
+    pub(crate) name: String,
     #[serde(default)]
     args: Vec<Value>,
     #[serde(default)]
@@ -133,13 +133,20 @@ pub(crate) struct TaskCall {
     queue: Option<String>,
 }
 
-/// Sends a new task.
+impl TaskCall {
+    /// Creates a call with arguments in order.
+    pub(crate) fn new(name: &str, args: Vec<Value>, queue: Option<&str>) -> Self {
+        Self { name: name.to_owned(), args, named_args: Map::new(), queue: queue.map(str::to_owned) }
+    }
+}
+
+/// Sends a new task. `subject` is the name that the request gives it, readable or not.
 pub(crate) async fn send(
     site: &Site,
     actor: &Actor,
+    subject: &str,
     call: Result<TaskCall, WebError>,
 ) -> Result<ActionResult, WebError> {
-    let subject = call.as_ref().map(|call| call.name.clone()).unwrap_or_default();
     let acting = async {
         let call = call?;
         let name = TaskName::parse(&call.name).map_err(|error| WebError::wrong(format!("name: {error}")))?;
@@ -158,7 +165,7 @@ pub(crate) async fn send(
         let sent = site.client().send(signature).await?;
         Ok(ActionResult::sent(json!({"id": sent.id()}), "It was sent.", sent.id()))
     };
-    act(actor, Right::Send, "send", &subject, acting).await
+    act(actor, Right::Send, "send", subject, acting).await
 }
 
 fn answered(action: &str, id: &str, results: &[OrderResult]) -> ActionResult {

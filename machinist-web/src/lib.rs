@@ -21,6 +21,7 @@
 mod access;
 mod actions;
 mod api;
+mod call_args;
 mod dashboard;
 mod day;
 mod guard;

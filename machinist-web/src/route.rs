@@ -32,7 +32,7 @@ const fn action(path: &'static str, right: Right, handler: fn() -> MethodRouter<
 }
 
 /// Every route.
-pub(crate) static ROUTES: [Route; 47] = [
+pub(crate) static ROUTES: [Route; 49] = [
     page("/", || get(pages::overview)),
     page("/queues", || get(pages::queues)),
     page("/queues/{name}", || get(pages::queue)),
@@ -44,6 +44,7 @@ pub(crate) static ROUTES: [Route; 47] = [
     page("/workers", || get(pages::workers)),
     page("/workers/{name}", || get(pages::worker)),
     page("/periodic", || get(pages::periodic)),
+    page("/send", || get(pages::send)),
     page("/login", || get(pages::login).post(pages::log_in)),
     page("/logout", || post(pages::log_out)),
     page("/style.css", || get(|| async { asset("text/css; charset=utf-8", STYLE) })),
@@ -69,6 +70,7 @@ pub(crate) static ROUTES: [Route; 47] = [
     page("/api/dead", || get(api::letters)),
     action("/api/dead/replay", Right::Replay, || post(api::replay_letters)),
     action("/api/dead/purge", Right::Purge, || post(api::purge_letters)),
+    page("/api/registered", || get(api::registered)),
     page("/api/workers", || get(api::workers)),
     page("/api/workers/{name}", || get(api::worker)),
     action("/api/workers/{name}/pause", Right::Control, || post(api::pause_worker)),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use machinist::{
-    App, Client, FailureGroups, HistorySelection, QueueName, WorkerFilter, WorkerInfo,
+    App, Client, FailureGroups, HistorySelection, QueueName, RegisteredName, WorkerFilter, WorkerInfo,
     periodic::PeriodicTask,
     record::Record,
     settings::TraceLink,
@@ -40,6 +40,7 @@ pub(crate) struct Site {
     workers: Arc<Panel<Vec<WorkerInfo>>>,
     failures: Arc<Panel<FailureGroups>>,
     periodic: Arc<Panel<Vec<PeriodicTask>>>,
+    registered: Arc<Panel<Vec<RegisteredName>>>,
     day: Arc<Panel<DayHistory>>,
 }
 
@@ -69,6 +70,7 @@ impl Site {
             workers: Arc::new(Panel::new("the workers")),
             failures: Arc::new(Panel::new("the failures")),
             periodic: Arc::new(Panel::new("the periodic tasks")),
+            registered: Arc::new(Panel::new("the tasks of the workers")),
             day: Arc::new(Panel::new("the history").fresh_for(FRESH_DAY)),
         }
     }
@@ -114,6 +116,14 @@ impl Site {
         let client = self.client();
         self.periodic
             .see(move || async move { client.periodic_tasks().await.map_err(|error| chain(&error)) })
+            .await
+    }
+
+    /// Returns the tasks that live workers know.
+    pub(crate) async fn registered(&self) -> PanelView<Vec<RegisteredName>> {
+        let client = self.client();
+        self.registered
+            .see(move || async move { client.registered_tasks().await.map_err(|error| chain(&error)) })
             .await
     }
 

@@ -17,9 +17,9 @@ use maud::html;
 use serde::Deserialize;
 
 use crate::{
-    actions::{self, ActionResult, LetterChange, PeriodicChange},
-    link,
-    pages::{Frame, error_page},
+    actions::{self, ActionResult, LetterChange, PeriodicChange, TaskCall},
+    call_args, link,
+    pages::{Frame, error_page, known_task},
     site::Site,
     visit::{QueryFields, Visit},
     web_error::WebError,
@@ -132,12 +132,31 @@ pub(crate) async fn revoke_task(Path(id): Path<String>, order: ActionRequest) ->
 }
 
 pub(crate) async fn send_task(order: ActionRequest) -> Response {
-    let body = order.body.clone();
+    let (body, form) = (order.body.clone(), order.form.clone());
     let send = |visit: Visit| async move {
-        let call = serde_json::from_slice(&body).map_err(|error| actions::unreadable(&error.to_string()));
-        actions::send(&visit.site, &visit.actor, call).await
+        let site = &visit.site;
+        let (subject, call) = match &form {
+            Some(form) => (form.text("name").to_owned(), call_of(site, form).await),
+            None => {
+                let call: Result<TaskCall, _> = serde_json::from_slice(&body);
+                let subject = call.as_ref().map(|call| call.name.clone()).unwrap_or_default();
+                (subject, call.map_err(|error| actions::unreadable(&error.to_string())))
+            }
+        };
+        actions::send(site, &visit.actor, &subject, call).await
     };
     order.finish("send", send).await
+}
+
+/// Returns the call that a form describes. The types of its fields are those that live workers tell now.
+///
+/// # Errors
+/// No live worker knows the task, or a field does not fit.
+async fn call_of(site: &Site, form: &QueryFields) -> Result<TaskCall, WebError> {
+    let seen = site.registered().await;
+    let task = known_task(&seen, form.text("name"))?;
+    let args = call_args::read(task.args.as_deref(), &form.all("arg")).map_err(WebError::wrong)?;
+    Ok(TaskCall::new(&task.name, args, form.get("queue")))
 }
 
 async fn switch_queue(order: ActionRequest, name: String, pause: bool) -> Response {

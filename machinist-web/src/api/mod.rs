@@ -10,6 +10,6 @@ pub(crate) use act::{
 };
 pub(crate) use live::events;
 pub(crate) use read::{
-    failures, history, letters, members, openapi, overview, periodic, periodic_task, queue, queues, task,
-    task_log, task_why, tasks, unknown, worker, workers, workflow,
+    failures, history, letters, members, openapi, overview, periodic, periodic_task, queue, queues,
+    registered, task, task_log, task_why, tasks, unknown, worker, workers, workflow,
 };

@@ -159,6 +159,11 @@ pub(crate) async fn letters(State(site): State<Arc<Site>>, visit: Visit) -> Read
     json(json!({ "letters": found.letters.iter().map(view).collect::<Vec<_>>(), "more": found.has_more }))
 }
 
+/// The tasks that live workers know, with their arguments.
+pub(crate) async fn registered(State(site): State<Arc<Site>>, _visit: Visit) -> Read {
+    json(known(&site.registered().await)?)
+}
+
 pub(crate) async fn workers(State(site): State<Arc<Site>>, _visit: Visit) -> Read {
     json(known(&site.workers().await)?)
 }

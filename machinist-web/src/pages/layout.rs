@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Pages of the navigation, with their titles.
-const NAVIGATION: [(&str, &str); 7] = [
+const NAVIGATION: [(&str, &str); 8] = [
     ("", "Overview"),
     ("queues", "Queues"),
     ("tasks", "Tasks"),
@@ -23,6 +23,7 @@ const NAVIGATION: [(&str, &str); 7] = [
     ("dead", "Dead letters"),
     ("workers", "Workers"),
     ("periodic", "Periodic"),
+    ("send", "Send a task"),
 ];
 
 /// Notices about actions that are done, by the word in the address. An address cannot make up another text.

@@ -110,3 +110,38 @@ async fn a_program_sends_and_revokes_a_task() {
     }
     assert_eq!(UserRole::Admin.as_str(), "admin");
 }
+
+#[tokio::test]
+async fn a_form_sends_a_task_with_the_types_that_its_worker_tells() {
+    let house = House::open().await;
+    let site = house.local();
+    let form = site.until("/send?task=echo", |answer| answer.status == 200).await;
+    form.has(&[
+        "action=\"./api/tasks\"",
+        "argument 1 (string)",
+        "name=\"name\" value=\"echo\"",
+        "name=\"queue\" value=\"mail\"",
+    ]);
+    site.get("/send").await.is(200).has(&[
+        "href=\"./send?task=echo\"",
+        "href=\"./send?task=fail\"",
+        "✓ enabled",
+    ]);
+    site.get("/send?name=cho").await.is(200).has(&["1 tasks that live workers know"]);
+    let registered = site.get("/api/registered").await.is(200).json();
+    let echo = registered.as_array().unwrap().iter().find(|task| task["name"] == "echo").unwrap();
+    assert_eq!(echo["args"][0]["type"], "string");
+    let form = "back=send%3Ftask%3Decho&name=echo&arg=12&queue=mail";
+    let done = site.press("/api/tasks", form).await.is(303);
+    let location = done.header("location");
+    assert!(location.starts_with("../send?task=echo&done=send&sent="), "{location}");
+    let id = TaskId::parse(location.rsplit('=').next().unwrap()).unwrap();
+    let record = house.app.result(id).wait_record(SOON).await.unwrap();
+    assert_eq!(record.results.unwrap().0[0].value, "12", "a text, though it looks like a number");
+    let refused = site.press("/api/tasks", "back=send&name=unknown&arg=1").await.is(404);
+    refused.has(&["No live worker knows the task", "href=\"../send\""]);
+    let refused = site.press("/api/tasks", "back=send&name=echo&queue=mail").await.is(400);
+    refused.has(&["takes 1 arguments, and the form has 0"]);
+    let foreign = [("sec-fetch-site", "cross-site"), ("content-type", "application/x-www-form-urlencoded")];
+    site.ask(request("POST", "/api/tasks", &foreign).body(Body::from(form)).unwrap()).await.is(403);
+}

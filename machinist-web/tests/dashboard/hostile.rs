@@ -19,10 +19,11 @@ const CORPUS: [(&str, &str); 8] = [
     ("</pre></body><iframe src=//x>", "<iframe"),
 ];
 /// Parameters that pages read, and one that none reads.
-const PARAMETERS: [&str; 17] = [
+const PARAMETERS: [&str; 18] = [
     "name",
     "queue",
     "state",
+    "task",
     "error",
     "worker",
     "label",

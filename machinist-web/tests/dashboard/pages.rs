@@ -10,8 +10,18 @@ use crate::support::{ECHO, FAIL, House, SOON, Site};
 
 /// Addresses of all pages of an application with this task.
 pub(crate) fn all(task: &TaskId) -> Vec<String> {
-    let pages =
-        ["/", "/queues", "/queues/mail", "/tasks", "/failures", "/dead", "/workers", "/periodic", "/nothing"];
+    let pages = [
+        "/",
+        "/queues",
+        "/queues/mail",
+        "/tasks",
+        "/failures",
+        "/dead",
+        "/workers",
+        "/periodic",
+        "/send",
+        "/nothing",
+    ];
     let of_task = [format!("/tasks/{task}"), format!("/workflows/{task}")];
     pages.into_iter().map(str::to_owned).chain(of_task).collect()
 }

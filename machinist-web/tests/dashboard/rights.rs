@@ -105,6 +105,12 @@ async fn buttons_are_shown_to_those_who_may_press_them() {
         assert!(!site.get(&path).await.text.contains("method=\"post\""), "{path}");
     }
     assert!(page(&site, format!("/tasks/{id}")).await.contains("no"));
+    let form = site.until("/send?task=echo", |answer| answer.status == 200).await;
+    assert!(!form.text.contains("method=\"post\""), "{form:?}");
+    site.press("/api/tasks", "name=echo&arg=1&queue=mail")
+        .await
+        .is(403)
+        .has(&["does not have the right send"]);
     let dead = page(&purger, "/dead".to_owned()).await;
     assert!(dead.contains("Purge the selected") && !dead.contains("Replay the selected"), "{dead}");
 }
