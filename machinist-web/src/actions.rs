@@ -1,7 +1,7 @@
 //! Everything that the dashboard can change. The right is checked here, where the change is made, and each action is
 //! logged: who, what, from where, and how it ended.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use axum::http::StatusCode;
 use machinist::{
@@ -224,6 +224,39 @@ pub(crate) async fn order(
     act(actor, Right::Control, &word, worker, acting).await
 }
 
+/// Creates the error of a group of failures that is not listed.
+pub(crate) fn unknown_group(fingerprint: &str) -> WebError {
+    WebError::unknown(format!("no listed failure has the fingerprint {fingerprint}"))
+        .remedy("the page of failures lists the groups")
+}
+
+/// Silences a group of failures for a time; no time ends its silence.
+pub(crate) async fn silence(
+    site: &Site,
+    actor: &Actor,
+    fingerprint: &str,
+    duration: Result<Duration, WebError>,
+) -> Result<ActionResult, WebError> {
+    let word = if duration.as_ref().is_ok_and(Duration::is_zero) {
+        "list failures again"
+    } else {
+        "silence failures"
+    };
+    let acting = async {
+        let duration = duration?;
+        let until = site.client().silence_failures(fingerprint, duration).await?;
+        let until = until.ok_or_else(|| unknown_group(fingerprint))?;
+        site.expire_failures();
+        let until = (!duration.is_zero()).then(|| until.to_string());
+        let text = match &until {
+            Some(until) => format!("It is silenced until {until}."),
+            None => "It is listed again.".to_owned(),
+        };
+        Ok(ActionResult::whole(json!({ "fingerprint": fingerprint, "silenced_until": until }), text))
+    };
+    act(actor, Right::Control, word, fingerprint, acting).await
+}
+
 /// Change of a periodic task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PeriodicChange {
@@ -296,7 +329,7 @@ pub(crate) async fn settle(
         let mut told = |letter: &DeadLetter, outcome: DeadLetterOutcome| {
             settled.push((letter.clone(), SettledView::from(&outcome)));
         };
-        let pace = std::time::Duration::ZERO;
+        let pace = Duration::ZERO;
         match change {
             LetterChange::Replay => client.replay_dead_letters(&letters, pace, &mut told).await?,
             LetterChange::Purge => client.purge_dead_letters(&letters, pace, &mut told).await?,

@@ -86,6 +86,11 @@ impl<T: Send + Sync + 'static> Panel<T> {
         self.shown()
     }
 
+    /// Lets the next page read again, because somebody here has changed what is read.
+    pub(crate) fn expire(&self) {
+        self.current.send_modify(|current| current.ended_at = None);
+    }
+
     /// Returns `true` if this caller has to read.
     fn is_to_be_read(&self) -> bool {
         let mut begins = false;
@@ -162,6 +167,8 @@ mod tests {
         assert_eq!(panel.see(|| async { Ok(2) }).await.value.as_deref(), Some(&1));
         tokio::time::advance(FRESH).await;
         assert_eq!(panel.see(|| async { Ok(2) }).await.value.as_deref(), Some(&2));
+        panel.expire();
+        assert_eq!(panel.see(|| async { Ok(3) }).await.value.as_deref(), Some(&3));
     }
 
     #[tokio::test(start_paused = true)]

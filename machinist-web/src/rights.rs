@@ -17,7 +17,7 @@ pub enum Right {
     Purge,
     /// Revoke a task or a workflow.
     Revoke,
-    /// Pause and resume queues and workers, and let workers drain.
+    /// Pause and resume queues and workers, let workers drain, and silence failures.
     Control,
     /// Send a new task.
     Send,

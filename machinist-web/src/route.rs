@@ -32,7 +32,7 @@ const fn action(path: &'static str, right: Right, handler: fn() -> MethodRouter<
 }
 
 /// Every route.
-pub(crate) static ROUTES: [Route; 49] = [
+pub(crate) static ROUTES: [Route; 51] = [
     page("/", || get(pages::overview)),
     page("/queues", || get(pages::queues)),
     page("/queues/{name}", || get(pages::queue)),
@@ -64,6 +64,8 @@ pub(crate) static ROUTES: [Route; 49] = [
     action("/api/tasks/{id}/retry", Right::Retry, || post(api::retry_task)),
     action("/api/tasks/{id}/revoke", Right::Revoke, || post(api::revoke_task)),
     page("/api/failures", || get(api::failures)),
+    action("/api/failures/{fingerprint}/silence", Right::Control, || post(api::silence_group)),
+    action("/api/failures/{fingerprint}/unsilence", Right::Control, || post(api::unsilence_group)),
     page("/api/history", || get(api::history)),
     page("/api/workflows/{root}", || get(api::workflow)),
     page("/api/workflows/{root}/members/{step}", || get(api::members)),

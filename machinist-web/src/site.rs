@@ -111,6 +111,11 @@ impl Site {
             .await
     }
 
+    /// Lets the next page read the groups of failures again.
+    pub(crate) fn expire_failures(&self) {
+        self.failures.expire();
+    }
+
     /// Returns the periodic tasks.
     pub(crate) async fn periodic(&self) -> PanelView<Vec<PeriodicTask>> {
         let client = self.client();

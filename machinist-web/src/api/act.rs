@@ -1,6 +1,6 @@
 //! Actions, for programs as JSON and for the forms of the pages. A form returns to the page that it came from.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use machinist::WorkerAction;
+use machinist::{WorkerAction, settings::parse_duration};
 use maud::html;
 use serde::Deserialize;
 
@@ -190,6 +190,49 @@ pub(crate) async fn resume_worker(Path(name): Path<String>, order: ActionRequest
 
 pub(crate) async fn drain_worker(Path(name): Path<String>, order: ActionRequest) -> Response {
     order_worker(order, name, WorkerAction::Drain).await
+}
+
+/// Time for which a group of failures is silenced, as a program sends it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SilenceTime {
+    #[serde(rename = "for")]
+    duration: Option<String>,
+}
+
+/// Time for which a group is silenced if the request names none.
+const SILENCE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Reads the time for which a group is silenced.
+///
+/// # Errors
+/// It is no duration, or the body cannot be read.
+fn silence_time(order: &ActionRequest) -> Result<Duration, WebError> {
+    let text = match &order.form {
+        Some(form) => form.get("for").map(str::to_owned),
+        None if order.body.is_empty() => None,
+        None => {
+            let body: Result<SilenceTime, _> = serde_json::from_slice(&order.body);
+            body.map_err(|error| actions::unreadable(&error.to_string()))?.duration
+        }
+    };
+    let Some(text) = text else { return Ok(SILENCE) };
+    parse_duration(&text).map_err(|problem| WebError::wrong(format!("for={text}: {problem}")))
+}
+
+pub(crate) async fn silence_group(Path(fingerprint): Path<String>, order: ActionRequest) -> Response {
+    let duration = silence_time(&order);
+    let silence = |visit: Visit| async move {
+        actions::silence(&visit.site, &visit.actor, &fingerprint, duration).await
+    };
+    order.finish("silence", silence).await
+}
+
+pub(crate) async fn unsilence_group(Path(fingerprint): Path<String>, order: ActionRequest) -> Response {
+    let end = |visit: Visit| async move {
+        actions::silence(&visit.site, &visit.actor, &fingerprint, Ok(Duration::ZERO)).await
+    };
+    order.finish("unsilence", end).await
 }
 
 async fn change_periodic(order: ActionRequest, name: String, word: &str, change: PeriodicChange) -> Response {

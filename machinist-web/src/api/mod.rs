@@ -6,7 +6,8 @@ mod read;
 
 pub(crate) use act::{
     drain_worker, pause_periodic, pause_queue, pause_worker, purge_letters, replay_letters, resume_periodic,
-    resume_queue, resume_worker, retry_task, revoke_task, send_task, trigger_periodic,
+    resume_queue, resume_worker, retry_task, revoke_task, send_task, silence_group, trigger_periodic,
+    unsilence_group,
 };
 pub(crate) use live::events;
 pub(crate) use read::{

@@ -12,11 +12,12 @@ use machinist::{
 use maud::{Markup, html};
 
 use super::{
+    failures::silence,
     fields::{cell, field, grouped, queue_link, state, task_link, time},
     layout::answer_page,
 };
 use crate::{
-    link,
+    actions, link,
     site::{Site, look},
     visit::Visit,
     web_error::WebError,
@@ -80,14 +81,14 @@ async fn group_page(site: &Site, visit: &Visit, group: &str) -> Result<Markup, W
     let since = since(visit, site.app.clock().now())?;
     let limit = visit.limit(PAGE_SIZE, MAX_PAGE)?;
     let found = look("the failures", site.client().failed_tasks(group, since, limit)).await?;
-    let found = found.ok_or_else(|| {
-        WebError::unknown(format!("no listed failure has the fingerprint {group}"))
-            .remedy("the page of failures lists the groups")
-    })?;
+    let found = found.ok_or_else(|| actions::unknown_group(group))?;
+    let groups = site.failures().await;
+    let listed = groups.value.iter().flat_map(|all| &all.groups).find(|listed| listed.fingerprint == group);
     let more =
         link::list("tasks", &[("group", group), ("since", visit.query.text("since")), ("limit", "500")]);
     Ok(html! {
         p { "Failed tasks of one cause. " a href={ (visit.root) (link::list("dead", &[("group", group)])) } { "Their dead letters" } }
+        @if let Some(listed) = listed { (silence(visit, listed)) }
         (table(visit, &found.records))
         @if !found.is_complete { p { "There are more. " a href={ (visit.root) (more) } { "Show up to 500" } } }
     })

@@ -112,6 +112,42 @@ async fn a_program_sends_and_revokes_a_task() {
 }
 
 #[tokio::test]
+async fn a_group_of_failures_is_silenced_and_listed_again() {
+    let house = House::open().await;
+    let site = house.local();
+    house.failed("the disk is full").await;
+    let listed = site.until("/api/failures", |answer| answer.text.contains("fingerprint")).await.json();
+    let group = listed[0]["fingerprint"].as_str().unwrap().to_owned();
+    assert!(listed[0]["silenced_until"].is_null(), "{listed}");
+    site.get("/failures").await.is(200).has(&["the disk is full", "Silence for a week"]);
+    let done = site.press(&format!("/api/failures/{group}/silence"), "back=failures&for=1d").await.is(303);
+    assert_eq!(done.header("location"), "../../../failures?done=silence");
+    let page = site
+        .get("/failures?done=silence")
+        .await
+        .is(200)
+        .has(&["The group is silenced", "Show 1 silenced groups"]);
+    assert!(!page.text.contains("the disk is full"), "{page:?}");
+    site.get("/failures?all=1").await.is(200).has(&["the disk is full", "silenced until", "List it again"]);
+    site.get(&format!("/tasks?group={group}")).await.is(200).has(&["silenced until", "List it again"]);
+    assert!(site.get("/api/failures").await.json()[0]["silenced_until"].is_string());
+    site.press(&format!("/api/failures/{group}/unsilence"), "back=failures").await.is(303);
+    site.get("/failures").await.is(200).has(&["the disk is full", "Silence for a week"]);
+    site.get(&format!("/tasks?group={group}")).await.is(200).has(&["name=\"for\"", "30 days"]);
+    let post = async |path: &str, body: &'static str| {
+        let headers = [("sec-fetch-site", "same-origin")];
+        site.ask(request("POST", path, &headers).body(Body::from(body)).unwrap()).await
+    };
+    let path = format!("/api/failures/{group}/silence");
+    let told = post(&path, r#"{"for": "1h"}"#).await.is(200).json();
+    assert!(told["fingerprint"] == group.as_str() && told["silenced_until"].is_string(), "{told}");
+    post(&path, "").await.is(200);
+    post(&path, r#"{"for": "soon"}"#).await.is(400).has(&["for=soon"]);
+    post(&path, r#"{"until": "1h"}"#).await.is(400);
+    post("/api/failures/nothing/silence", "").await.is(404).has(&["no listed failure has the fingerprint"]);
+}
+
+#[tokio::test]
 async fn a_form_sends_a_task_with_the_types_that_its_worker_tells() {
     let house = House::open().await;
     let site = house.local();
