@@ -29,6 +29,7 @@ mod link;
 mod overview;
 mod pages;
 mod panel;
+mod redaction;
 mod rights;
 mod route;
 mod server;
@@ -38,6 +39,7 @@ mod web_error;
 
 pub use access::{Access, AccessError, Authenticator, end_sessions, hash_password};
 pub use dashboard::Dashboard;
+pub use redaction::ArgsRedaction;
 pub use rights::{Right, User, UserRole};
 pub use server::serve;
 

@@ -16,6 +16,7 @@ use crate::{
     day::{DAY, DayHistory},
     overview::Overview,
     panel::{Panel, PanelView},
+    redaction::Redaction,
     web_error::{WebError, chain},
 };
 
@@ -55,6 +56,7 @@ pub(crate) struct SiteOptions {
     pub(crate) trace_link: Option<TraceLink>,
     /// Tasks whose arguments are not shown.
     pub(crate) hidden_args: BTreeSet<String>,
+    pub(crate) redaction: Redaction,
     /// Queues that are listed though nobody has used them yet.
     pub(crate) queues: Vec<QueueName>,
 }
@@ -162,14 +164,15 @@ impl Site {
         view
     }
 
-    /// Returns the arguments of a task, unless they are hidden.
+    /// Returns the arguments of a task, unless they are hidden, as the application redacts them.
     ///
     /// # Errors
     /// The backend cannot be asked.
     pub(crate) async fn args(&self, record: &Record) -> Result<ArgsView, WebError> {
         let known = self.client().arguments(std::slice::from_ref(&record.id)).await?.pop();
         let is_hidden = record.name.as_ref().is_some_and(|name| self.options.hidden_args.contains(name));
-        Ok(known.map_or_else(ArgsView::default, |known| ArgsView::of(known, is_hidden)))
+        let args = known.map_or_else(ArgsView::default, |known| ArgsView::of(known, is_hidden));
+        Ok(self.options.redaction.apply(record, args))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use machinist::{QueueName, TaskId, workflow::chain};
+use machinist::{QueueName, TaskId, record::Record, view::ArgsView, workflow::chain};
 use machinist_conformance::eventually;
 use machinist_web::{Access, Dashboard};
 
@@ -153,6 +153,29 @@ async fn a_workflow_is_drawn_with_links_to_its_tasks() {
     let rest =
         site.get(&format!("{path}?from=1")).await.is(200).has(&["First steps", "<svg class=\"graph\""]);
     assert_eq!(rest.text.matches("<th scope=\"row\">").count(), 1, "{rest:?}");
+}
+
+#[tokio::test]
+async fn an_application_redacts_arguments_before_anybody_sees_them() {
+    let house = House::open().await;
+    let id = house.failed("card 4111 is refused").await;
+    let redact = |record: &Record, args: ArgsView| {
+        assert_eq!(record.name.as_deref(), Some("fail"));
+        ArgsView::shown(vec!["card ****".into()], args.named_args)
+    };
+    let dashboard = || Dashboard::new(house.app.clone(), Access::local()).redact_args(redact);
+    let site = Site::new(dashboard().router());
+    let page = site.get(&format!("/tasks/{id}")).await.is(200).has(&["&quot;card ****&quot;"]);
+    assert!(!page.text.contains("&quot;card 4111"), "{page:?}");
+    let path = format!("/api/tasks/{id}");
+    assert_eq!(site.get(&path).await.is(200).json()["args"], serde_json::json!(["card ****"]));
+    // What the setting hides stays hidden, whatever the application would show.
+    let hidden =
+        Site::new(dashboard().hide_args(["fail".to_owned()]).router()).get(&path).await.is(200).json();
+    assert!(
+        hidden["args"].is_null() && hidden["args_hidden"].as_str().unwrap().contains("hide_args"),
+        "{hidden}"
+    );
 }
 
 #[tokio::test]
