@@ -14,7 +14,7 @@ use machinist::{
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::{Right, access::Actor, site::Site, web_error::WebError};
+use crate::{Right, access::Actor, sight::Sight, site::Site, web_error::WebError};
 
 /// Maximum number of dead letters that one request changes.
 pub(crate) const MAX_LETTERS: usize = 500;
@@ -85,10 +85,17 @@ pub(crate) fn queue_name(text: &str) -> Result<QueueName, WebError> {
     QueueName::parse(text).map_err(|error| WebError::unknown(format!("there is no queue {text:?}: {error}")))
 }
 
+/// Creates the error of a queue that does not exist, or is not seen.
+pub(crate) fn unknown_queue(queue: &QueueName) -> WebError {
+    WebError::unknown(format!("there is no queue {queue}"))
+        .remedy("the page of all queues lists the known ones")
+}
+
 /// Sends a failed task or workflow again. A task that waits for its next run runs now.
 pub(crate) async fn retry(site: &Site, actor: &Actor, id: &str) -> Result<ActionResult, WebError> {
     let acting = async {
         let (client, id) = (site.client(), task_id(id)?);
+        site.check_task(actor.user.sight(), &id).await?;
         let (again, text) = match client.send_again(&id).await? {
             SentAgain::As(again) => (again, "It was sent again, as this task."),
             SentAgain::RunsNow => (id.clone(), "It runs as soon as a worker is free."),
@@ -102,6 +109,7 @@ pub(crate) async fn retry(site: &Site, actor: &Actor, id: &str) -> Result<Action
 pub(crate) async fn revoke(site: &Site, actor: &Actor, id: &str) -> Result<ActionResult, WebError> {
     let acting = async {
         let (client, id) = (site.client(), task_id(id)?);
+        site.check_task(actor.user.sight(), &id).await?;
         if client.is_workflow(&id).await? {
             let (ended, asked) = client.revoke_workflow(&id).await?;
             let text = format!(
@@ -162,6 +170,11 @@ pub(crate) async fn send(
                 QueueName::parse(queue).map_err(|error| WebError::wrong(format!("queue: {error}")))?;
             signature = signature.queue(queue.as_str());
         }
+        let queue = call.queue.as_deref().unwrap_or_else(|| site.app.default_queue().as_str());
+        if !actor.user.sight().task(Some(name.as_str()), Some(queue)) {
+            let text = format!("user {:?} does not see this task in the queue {queue}", actor.user.name());
+            return Err(WebError::forbidden(text).remedy("send it to another queue, or ask for more rights"));
+        }
         let sent = site.client().send(signature).await?;
         Ok(ActionResult::sent(json!({"id": sent.id()}), "It was sent.", sent.id()))
     };
@@ -190,6 +203,9 @@ pub(crate) async fn switch_queue(
     let word = if pause { "pause queue" } else { "resume queue" };
     let acting = async {
         let (client, name) = (site.client(), queue_name(queue)?);
+        if !actor.user.sight().queue(name.as_str()) {
+            return Err(unknown_queue(&name));
+        }
         let (id, results) =
             if pause { client.pause_queue(&name).await? } else { client.resume_queue(&name).await? };
         Ok(answered(if pause { "Paused" } else { "Resumed" }, &id, &results))
@@ -208,6 +224,8 @@ pub(crate) async fn order(
     let acting = async {
         let client = site.client();
         let mut workers = client.workers(&WorkerFilter::new()).await?;
+        let sight = actor.user.sight();
+        workers.retain(|live| sight.is_whole() || sight.reduce_worker(&mut live.clone()));
         let names: Vec<String> = workers.iter().map(|worker| worker.name.clone()).collect();
         workers.retain(|live| live.name == worker);
         if workers.is_empty() {
@@ -216,6 +234,10 @@ pub(crate) async fn order(
                 Some(meant) => error.remedy(format!("did you mean {meant}?")),
                 None => error,
             });
+        }
+        if !workers.iter().all(|worker| sight.whole_worker(worker)) {
+            let text = format!("user {:?} does not see everything that this worker does", actor.user.name());
+            return Err(WebError::forbidden(text).remedy("ask somebody who sees all queues"));
         }
         let title = format!("Order {}", action.as_str());
         let (id, results) = client.order_workers(&workers, action, false).await?;
@@ -244,6 +266,14 @@ pub(crate) async fn silence(
     };
     let acting = async {
         let duration = duration?;
+        let sight = actor.user.sight();
+        if !sight.is_whole() {
+            let seen = site.failures(sight).await;
+            let mut groups = seen.value.iter().flat_map(|all| &all.groups);
+            if !groups.any(|group| group.fingerprint == fingerprint) {
+                return Err(unknown_group(fingerprint));
+            }
+        }
         let until = site.client().silence_failures(fingerprint, duration).await?;
         let until = until.ok_or_else(|| unknown_group(fingerprint))?;
         site.expire_failures();
@@ -265,6 +295,22 @@ pub(crate) enum PeriodicChange {
     Trigger,
 }
 
+/// Refuses a periodic task that is not seen, for those who do not see everything.
+///
+/// # Errors
+/// There is none of this name that is seen, or the backend cannot be asked.
+pub(crate) async fn check_periodic(site: &Site, sight: &Sight, name: &str) -> Result<(), WebError> {
+    if sight.is_whole() {
+        return Ok(());
+    }
+    let task = site.client().periodic_task(name).await?;
+    match task.is_some_and(|task| sight.periodic(&task)) {
+        true => Ok(()),
+        false => Err(WebError::unknown(format!("there is no periodic task {name:?}"))
+            .remedy("the page of periodic tasks lists them")),
+    }
+}
+
 /// Changes a periodic task.
 pub(crate) async fn change_periodic(
     site: &Site,
@@ -279,6 +325,7 @@ pub(crate) async fn change_periodic(
     };
     let acting = async {
         let client = site.client();
+        check_periodic(site, actor.user.sight(), name).await?;
         match change {
             PeriodicChange::Pause => {
                 client.pause_periodic(name).await?;
@@ -324,7 +371,8 @@ pub(crate) async fn settle(
         let client = site.client();
         let dead_ids = Some(ids.iter().map(|id| (*id).clone()).collect());
         let filter = DeadFilter { dead_ids, ..DeadFilter::default() };
-        let letters = client.dead_letters(&filter, ids.len()).await?;
+        let mut letters = client.dead_letters(&filter, ids.len()).await?;
+        letters.retain(|letter| actor.user.sight().letter(letter));
         let mut settled: Vec<(DeadLetter, SettledView)> = Vec::new();
         let mut told = |letter: &DeadLetter, outcome: DeadLetterOutcome| {
             settled.push((letter.clone(), SettledView::from(&outcome)));

@@ -33,6 +33,7 @@ mod redaction;
 mod rights;
 mod route;
 mod server;
+mod sight;
 mod site;
 mod visit;
 mod web_error;

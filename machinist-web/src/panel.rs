@@ -45,6 +45,18 @@ pub(crate) struct PanelView<T> {
     pub(crate) problem: Option<String>,
 }
 
+impl<T: Clone> PanelView<T> {
+    /// Changes the value for this page alone.
+    pub(crate) fn reduced(self, reduce: impl FnOnce(&mut T)) -> Self {
+        let value = self.value.map(|value| {
+            let mut value = T::clone(&value);
+            reduce(&mut value);
+            Arc::new(value)
+        });
+        Self { value, ..self }
+    }
+}
+
 impl<T> Panel<T> {
     pub(crate) fn new(what: &'static str) -> Self {
         let current =

@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use machinist::{
-    App, Client, FailureGroups, HistorySelection, QueueName, RegisteredName, WorkerFilter, WorkerInfo,
+    App, Client, FailureGroups, HistorySelection, QueueName, RegisteredName, ResultError, TaskId,
+    WorkerFilter, WorkerInfo,
     periodic::PeriodicTask,
     record::Record,
     settings::TraceLink,
@@ -17,6 +18,7 @@ use crate::{
     overview::Overview,
     panel::{Panel, PanelView},
     redaction::Redaction,
+    sight::Sight,
     web_error::{WebError, chain},
 };
 
@@ -82,9 +84,10 @@ impl Site {
     }
 
     /// Returns the known queues with their numbers.
-    pub(crate) async fn queues(&self) -> PanelView<Vec<QueueView>> {
+    pub(crate) async fn queues(&self, sight: &Sight) -> PanelView<Vec<QueueView>> {
         let (client, configured) = (self.client(), self.options.queues.clone());
-        self.queues
+        let seen = self
+            .queues
             .see(move || async move {
                 let listed = client.listed_queues().await.map_err(|error| chain(&error))?;
                 let names: BTreeSet<QueueName> = listed.into_keys().chain(configured).collect();
@@ -92,25 +95,30 @@ impl Site {
                 let details = client.queue_details(&names).await.map_err(|error| chain(&error))?;
                 Ok(details.iter().map(QueueView::from).collect())
             })
-            .await
+            .await;
+        sight.of(seen, |queues| queues.retain(|queue: &QueueView| sight.queue(&queue.queue)))
     }
 
     /// Returns the live workers.
-    pub(crate) async fn workers(&self) -> PanelView<Vec<WorkerInfo>> {
+    pub(crate) async fn workers(&self, sight: &Sight) -> PanelView<Vec<WorkerInfo>> {
         let client = self.client();
-        self.workers
-            .see(move || async move {
-                client.workers(&WorkerFilter::new()).await.map_err(|error| chain(&error))
-            })
-            .await
+        let seen =
+            self.workers
+                .see(move || async move {
+                    client.workers(&WorkerFilter::new()).await.map_err(|error| chain(&error))
+                })
+                .await;
+        sight.of(seen, |workers| workers.retain_mut(|worker| sight.reduce_worker(worker)))
     }
 
     /// Returns the groups of failures.
-    pub(crate) async fn failures(&self) -> PanelView<FailureGroups> {
+    pub(crate) async fn failures(&self, sight: &Sight) -> PanelView<FailureGroups> {
         let client = self.client();
-        self.failures
+        let seen = self
+            .failures
             .see(move || async move { client.failures(None).await.map_err(|error| chain(&error)) })
-            .await
+            .await;
+        sight.of(seen, |failures| failures.groups.retain(|group| sight.group(group)))
     }
 
     /// Lets the next page read the groups of failures again.
@@ -119,19 +127,23 @@ impl Site {
     }
 
     /// Returns the periodic tasks.
-    pub(crate) async fn periodic(&self) -> PanelView<Vec<PeriodicTask>> {
+    pub(crate) async fn periodic(&self, sight: &Sight) -> PanelView<Vec<PeriodicTask>> {
         let client = self.client();
-        self.periodic
+        let seen = self
+            .periodic
             .see(move || async move { client.periodic_tasks().await.map_err(|error| chain(&error)) })
-            .await
+            .await;
+        sight.of(seen, |tasks| tasks.retain(|task| sight.periodic(task)))
     }
 
     /// Returns the tasks that live workers know.
-    pub(crate) async fn registered(&self) -> PanelView<Vec<RegisteredName>> {
+    pub(crate) async fn registered(&self, sight: &Sight) -> PanelView<Vec<RegisteredName>> {
         let client = self.client();
-        self.registered
+        let seen = self
+            .registered
             .see(move || async move { client.registered_tasks().await.map_err(|error| chain(&error)) })
-            .await
+            .await;
+        sight.of(seen, |tasks| tasks.retain_mut(|task| sight.reduce_registered(task)))
     }
 
     /// Returns the history of the last 24 hours.
@@ -146,9 +158,27 @@ impl Site {
     }
 
     /// Returns all that the live part of the first page shows.
-    pub(crate) async fn overview(&self) -> Overview {
-        let (queues, workers, failures) = tokio::join!(self.queues(), self.workers(), self.failures());
+    pub(crate) async fn overview(&self, sight: &Sight) -> Overview {
+        let (queues, workers, failures) =
+            tokio::join!(self.queues(sight), self.workers(sight), self.failures(sight));
         Overview { queues, workers, failures }
+    }
+
+    /// Returns the record of a task.
+    ///
+    /// # Errors
+    /// There is none that is seen, it is not believed, or the backend does not answer.
+    pub(crate) async fn record(&self, sight: &Sight, id: &TaskId) -> Result<Record, WebError> {
+        let record = look("the record", self.app.result(id.clone()).record()).await?;
+        if sight.record(&record) { Ok(record) } else { Err(ResultError::Unknown { id: id.clone() }.into()) }
+    }
+
+    /// Refuses a task that is not seen, for those who do not see everything.
+    ///
+    /// # Errors
+    /// As [`record`](Self::record).
+    pub(crate) async fn check_task(&self, sight: &Sight, id: &TaskId) -> Result<(), WebError> {
+        if sight.is_whole() { Ok(()) } else { self.record(sight, id).await.map(drop) }
     }
 
     /// Returns the view of a record, without its arguments.

@@ -136,7 +136,7 @@ pub(crate) async fn send_task(order: ActionRequest) -> Response {
     let send = |visit: Visit| async move {
         let site = &visit.site;
         let (subject, call) = match &form {
-            Some(form) => (form.text("name").to_owned(), call_of(site, form).await),
+            Some(form) => (form.text("name").to_owned(), call_of(&visit, form).await),
             None => {
                 let call: Result<TaskCall, _> = serde_json::from_slice(&body);
                 let subject = call.as_ref().map(|call| call.name.clone()).unwrap_or_default();
@@ -152,8 +152,8 @@ pub(crate) async fn send_task(order: ActionRequest) -> Response {
 ///
 /// # Errors
 /// No live worker knows the task, or a field does not fit.
-async fn call_of(site: &Site, form: &QueryFields) -> Result<TaskCall, WebError> {
-    let seen = site.registered().await;
+async fn call_of(visit: &Visit, form: &QueryFields) -> Result<TaskCall, WebError> {
+    let seen = visit.site.registered(visit.sight()).await;
     let task = known_task(&seen, form.text("name"))?;
     let args = call_args::read(task.args.as_deref(), &form.all("arg")).map_err(WebError::wrong)?;
     Ok(TaskCall::new(&task.name, args, form.get("queue")))

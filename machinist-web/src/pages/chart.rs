@@ -1,7 +1,7 @@
 //! Charts of a day as SVG, and the table that has the same numbers. Pure.
 //!
-//! A chart needs no script and has no styles of its own: the style sheet has its colours. Lines differ in their form too, and
-//! a table beside the charts has what they show, for those who do not see them.
+//! A chart needs no script and no styles in the page: the style sheet has its colours. Lines differ in their form too,
+//! and a table beside the charts has what they show, for those who do not see them.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::fields::{grouped, late, seconds, short, time};
 use crate::{
     day::{DAY, DayHistory, DaySlot, hours},
     panel::PanelView,
+    sight::Sight,
 };
 
 /// Size of a chart, and of the part with the lines.
@@ -94,8 +95,11 @@ static CHARTS: [DayChart; 4] = [
     },
 ];
 
-/// The charts of a queue, or of all queues together, with their marks and their table.
-pub(super) fn day(seen: &PanelView<DayHistory>, queue: Option<&str>) -> Markup {
+/// The charts of a queue that is seen, or of all queues together, with their marks and their table.
+pub(super) fn day(seen: &PanelView<DayHistory>, queue: Option<&str>, sight: &Sight) -> Markup {
+    if queue.is_none() && !sight.is_whole() {
+        return html! {};
+    }
     let slots = seen.value.as_deref().map(|day| day.slots(queue)).unwrap_or_default();
     html! {
         section aria-labelledby="day" {

@@ -20,7 +20,7 @@ const SILENCES: [(&str, &str); 4] =
 
 /// Answers with the groups of failures.
 pub(crate) async fn failures(State(site): State<Arc<Site>>, visit: Visit) -> Response {
-    let seen = site.failures().await;
+    let seen = site.failures(visit.sight()).await;
     let all = visit.query.get("all").is_some();
     let content = html! {
         (late(&seen))

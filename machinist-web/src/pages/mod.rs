@@ -24,10 +24,10 @@ pub(crate) use overview::{live_part, overview};
 pub(crate) use periodic::periodic;
 pub(crate) use queues::{details as queue_details, queue, queues};
 pub(crate) use send::{known as known_task, send};
-pub(crate) use task::{record, task, view as task_view};
-pub(crate) use tasks::{cursor, search, since, tasks};
+pub(crate) use task::{task, view as task_view};
+pub(crate) use tasks::{cursor, find as find_tasks, since, tasks};
 pub(crate) use workers::{known as known_worker, worker, workers};
-pub(crate) use workflow::{read as read_workflow, workflow};
+pub(crate) use workflow::{check as check_workflow, read as read_workflow, workflow};
 
 use axum::response::Response;
 

@@ -22,11 +22,11 @@ const MAX_QUEUES: usize = 50;
 
 /// Answers with the first page.
 pub(crate) async fn overview(State(site): State<Arc<Site>>, visit: Visit) -> Response {
-    let (overview, history) = tokio::join!(site.overview(), site.day());
+    let (overview, history) = tokio::join!(site.overview(visit.sight()), site.day());
     let content = html! {
         div #live data-live={ (visit.root) "api/events" } data-root=(visit.root) { (live_part(&overview, &visit.root)) }
         p.new hidden { button #show-new type="button" { "Show new values" } }
-        (day(&history, None))
+        (day(&history, None, visit.sight()))
     };
     Frame::of(&visit).page("Overview", &content).into_response()
 }

@@ -19,7 +19,7 @@ const MAX_QUEUES: usize = 100;
 
 /// Answers with the tasks that can be sent, or with the form of one.
 pub(crate) async fn send(State(site): State<Arc<Site>>, visit: Visit) -> Response {
-    let seen = site.registered().await;
+    let seen = site.registered(visit.sight()).await;
     let content = match visit.query.get("task") {
         None => Ok(html! { (late(&seen)) (list(&visit, &seen)) }),
         Some(name) => known(&seen, name).map(|task| html! { (late(&seen)) (one(&site, &visit, task)) }),

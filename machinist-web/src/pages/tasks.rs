@@ -60,10 +60,7 @@ async fn content(site: &Site, visit: &Visit) -> Result<Markup, WebError> {
     if let Some(group) = visit.query.get("group") {
         return group_page(site, visit, group).await;
     }
-    let found = match search(visit, site.app.clock().now()) {
-        Ok(search) => look("the search", site.client().search_tasks(&search)).await,
-        Err(wrong) => Err(wrong),
-    };
+    let found = find(site, visit).await;
     Ok(html! {
         (search_form(visit))
         @match &found {
@@ -76,13 +73,28 @@ async fn content(site: &Site, visit: &Visit) -> Result<Markup, WebError> {
     })
 }
 
+/// Returns the tasks that an address asks for, those that the reader sees.
+///
+/// # Errors
+/// A criterion cannot be read, or the backend does not answer.
+pub(crate) async fn find(site: &Site, visit: &Visit) -> Result<FoundTasks, WebError> {
+    let search = search(visit, site.app.clock().now())?;
+    let mut found = look("the search", site.client().search_tasks(&search)).await?;
+    found.records.retain(|record| visit.sight().record(record));
+    Ok(found)
+}
+
 /// Returns the failed tasks of one cause.
 async fn group_page(site: &Site, visit: &Visit, group: &str) -> Result<Markup, WebError> {
     let since = since(visit, site.app.clock().now())?;
     let limit = visit.limit(PAGE_SIZE, MAX_PAGE)?;
     let found = look("the failures", site.client().failed_tasks(group, since, limit)).await?;
-    let found = found.ok_or_else(|| actions::unknown_group(group))?;
-    let groups = site.failures().await;
+    let mut found = found.ok_or_else(|| actions::unknown_group(group))?;
+    found.records.retain(|record| visit.sight().record(record));
+    if found.records.is_empty() {
+        return Err(actions::unknown_group(group));
+    }
+    let groups = site.failures(visit.sight()).await;
     let listed = groups.value.iter().flat_map(|all| &all.groups).find(|listed| listed.fingerprint == group);
     let more =
         link::list("tasks", &[("group", group), ("since", visit.query.text("since")), ("limit", "500")]);
@@ -108,7 +120,7 @@ pub(crate) fn since(visit: &Visit, now: Timestamp) -> Result<Option<Timestamp>, 
 ///
 /// # Errors
 /// A criterion cannot be read.
-pub(crate) fn search(visit: &Visit, now: Timestamp) -> Result<TaskSearch, WebError> {
+fn search(visit: &Visit, now: Timestamp) -> Result<TaskSearch, WebError> {
     let query = &visit.query;
     let owned = |name: &str| query.get(name).map(str::to_owned);
     let mut filter = TaskFilter::new();

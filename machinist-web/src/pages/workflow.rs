@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     Right, actions, link,
+    sight::Sight,
     site::{Site, look},
     visit::Visit,
     web_error::WebError,
@@ -34,16 +35,29 @@ pub(crate) async fn workflow(
     Path(root): Path<String>,
     visit: Visit,
 ) -> Response {
-    let content = Box::pin(read(&site, &root)).await.map(|view| page(&visit, &root, &view));
+    let content = Box::pin(read(&site, visit.sight(), &root)).await.map(|view| page(&visit, &root, &view));
     answer_page(&visit, &format!("Workflow {}", cell(&root)), content)
+}
+
+/// Refuses workflows to those who do not see everything: it is not told of which queues all their tasks are.
+///
+/// # Errors
+/// The reader does not see everything.
+pub(crate) fn check(sight: &Sight, root: &str) -> Result<(), WebError> {
+    match sight.is_whole() {
+        true => Ok(()),
+        false => Err(WebError::unknown(format!("there is no workflow {root:?} that you see"))
+            .remedy("ask somebody who sees all queues and tasks")),
+    }
 }
 
 /// Reads the view of a workflow.
 ///
 /// # Errors
-/// There is no such workflow, or the backend does not answer.
-pub(crate) async fn read(site: &Site, root: &str) -> Result<WorkflowView, WebError> {
+/// There is no such workflow, the reader does not see everything, or the backend does not answer.
+pub(crate) async fn read(site: &Site, sight: &Sight, root: &str) -> Result<WorkflowView, WebError> {
     let id = actions::task_id(root)?;
+    check(sight, root)?;
     Box::pin(look("the workflow", WorkflowView::read(&site.client(), &id))).await
 }
 
