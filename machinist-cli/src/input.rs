@@ -12,15 +12,15 @@ use crate::spelling;
 /// value.
 pub(crate) fn value(text: &str) -> Result<Value, String> {
     match text.strip_prefix('@') {
-        Some(rest) if rest.starts_with('@') => json_or_text(rest),
+        Some(rest) if rest.starts_with('@') => spelling::argument(rest),
         Some("") => Err("the argument \"@\" names no file; write @FILE, or @@ for an @ itself".to_owned()),
         Some(file) => match std::fs::read_to_string(file) {
-            Ok(contents) => json_or_text(&contents),
+            Ok(contents) => spelling::argument(&contents),
             Err(error) => Err(format!(
                 "the argument \"@{file}\" names a file that cannot be read: {error}; write @@ for an @ itself"
             )),
         },
-        None => json_or_text(text),
+        None => spelling::argument(text),
     }
 }
 
@@ -38,17 +38,6 @@ pub(crate) fn named(text: &str) -> Result<(String, Value), String> {
 /// Splits `key=value` of `--label`. The value is text as it stands.
 pub(crate) fn label(text: &str) -> Result<(&str, &str), String> {
     text.split_once('=').ok_or_else(|| format!("--label {text:?} has no value; write --label key=value"))
-}
-
-fn json_or_text(text: &str) -> Result<Value, String> {
-    let value = spelling::json_or_text(text);
-    let is_changed_json = value.is_string() && text.trim_start().starts_with(['{', '[']);
-    match spelling::first_changed_number(text) {
-        Some(number) if is_changed_json && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => {
-            Err(format!("the number {number} would arrive with another value; write it in quotes"))
-        }
-        _ => Ok(value),
-    }
 }
 
 #[cfg(test)]

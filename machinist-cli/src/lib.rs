@@ -43,7 +43,6 @@ mod output;
 mod people;
 mod program;
 mod set_up;
-mod spelling;
 mod supervisor;
 mod systemd;
 mod telemetry;
@@ -52,7 +51,7 @@ mod workflow_view;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use machinist::{WorkerBuilder, visible};
+use machinist::{WorkerBuilder, spelling, visible};
 
 use exit::{CliError, Code};
 

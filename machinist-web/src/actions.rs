@@ -1,7 +1,7 @@
 //! Everything that the dashboard can change. The right is checked here, where the change is made, and each action is
 //! logged: who, what, from where, and how it ended.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use axum::http::StatusCode;
 use machinist::{
@@ -14,7 +14,7 @@ use machinist::{
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::{Right, access::Actor, site::Site, web_error::WebError};
+use crate::{Right, access::Actor, sight::Sight, site::Site, web_error::WebError};
 
 /// Maximum number of dead letters that one request changes.
 pub(crate) const MAX_LETTERS: usize = 500;
@@ -85,10 +85,17 @@ pub(crate) fn queue_name(text: &str) -> Result<QueueName, WebError> {
     QueueName::parse(text).map_err(|error| WebError::unknown(format!("there is no queue {text:?}: {error}")))
 }
 
+/// Creates the error of a queue that does not exist, or is not seen.
+pub(crate) fn unknown_queue(queue: &QueueName) -> WebError {
+    WebError::unknown(format!("there is no queue {queue}"))
+        .remedy("the page of all queues lists the known ones")
+}
+
 /// Sends a failed task or workflow again. A task that waits for its next run runs now.
 pub(crate) async fn retry(site: &Site, actor: &Actor, id: &str) -> Result<ActionResult, WebError> {
     let acting = async {
         let (client, id) = (site.client(), task_id(id)?);
+        site.check_task(actor.user.sight(), &id).await?;
         let (again, text) = match client.send_again(&id).await? {
             SentAgain::As(again) => (again, "It was sent again, as this task."),
             SentAgain::RunsNow => (id.clone(), "It runs as soon as a worker is free."),
@@ -102,6 +109,7 @@ pub(crate) async fn retry(site: &Site, actor: &Actor, id: &str) -> Result<Action
 pub(crate) async fn revoke(site: &Site, actor: &Actor, id: &str) -> Result<ActionResult, WebError> {
     let acting = async {
         let (client, id) = (site.client(), task_id(id)?);
+        site.check_task(actor.user.sight(), &id).await?;
         if client.is_workflow(&id).await? {
             let (ended, asked) = client.revoke_workflow(&id).await?;
             let text = format!(
@@ -125,7 +133,7 @@ pub(crate) async fn revoke(site: &Site, actor: &Actor, id: &str) -> Result<Actio
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TaskCall {
-    name: String,
+    pub(crate) name: String,
     #[serde(default)]
     args: Vec<Value>,
     #[serde(default)]
@@ -133,13 +141,20 @@ pub(crate) struct TaskCall {
     queue: Option<String>,
 }
 
-/// Sends a new task.
+impl TaskCall {
+    /// Creates a call with arguments in order.
+    pub(crate) fn new(name: &str, args: Vec<Value>, queue: Option<&str>) -> Self {
+        Self { name: name.to_owned(), args, named_args: Map::new(), queue: queue.map(str::to_owned) }
+    }
+}
+
+/// Sends a new task. `subject` is the name that the request gives it, readable or not.
 pub(crate) async fn send(
     site: &Site,
     actor: &Actor,
+    subject: &str,
     call: Result<TaskCall, WebError>,
 ) -> Result<ActionResult, WebError> {
-    let subject = call.as_ref().map(|call| call.name.clone()).unwrap_or_default();
     let acting = async {
         let call = call?;
         let name = TaskName::parse(&call.name).map_err(|error| WebError::wrong(format!("name: {error}")))?;
@@ -155,10 +170,15 @@ pub(crate) async fn send(
                 QueueName::parse(queue).map_err(|error| WebError::wrong(format!("queue: {error}")))?;
             signature = signature.queue(queue.as_str());
         }
+        let queue = call.queue.as_deref().unwrap_or_else(|| site.app.default_queue().as_str());
+        if !actor.user.sight().task(Some(name.as_str()), Some(queue)) {
+            let text = format!("user {:?} does not see this task in the queue {queue}", actor.user.name());
+            return Err(WebError::forbidden(text).remedy("send it to another queue, or ask for more rights"));
+        }
         let sent = site.client().send(signature).await?;
         Ok(ActionResult::sent(json!({"id": sent.id()}), "It was sent.", sent.id()))
     };
-    act(actor, Right::Send, "send", &subject, acting).await
+    act(actor, Right::Send, "send", subject, acting).await
 }
 
 fn answered(action: &str, id: &str, results: &[OrderResult]) -> ActionResult {
@@ -183,6 +203,9 @@ pub(crate) async fn switch_queue(
     let word = if pause { "pause queue" } else { "resume queue" };
     let acting = async {
         let (client, name) = (site.client(), queue_name(queue)?);
+        if !actor.user.sight().queue(name.as_str()) {
+            return Err(unknown_queue(&name));
+        }
         let (id, results) =
             if pause { client.pause_queue(&name).await? } else { client.resume_queue(&name).await? };
         Ok(answered(if pause { "Paused" } else { "Resumed" }, &id, &results))
@@ -201,6 +224,8 @@ pub(crate) async fn order(
     let acting = async {
         let client = site.client();
         let mut workers = client.workers(&WorkerFilter::new()).await?;
+        let sight = actor.user.sight();
+        workers.retain(|live| sight.is_whole() || sight.reduce_worker(&mut live.clone()));
         let names: Vec<String> = workers.iter().map(|worker| worker.name.clone()).collect();
         workers.retain(|live| live.name == worker);
         if workers.is_empty() {
@@ -210,11 +235,56 @@ pub(crate) async fn order(
                 None => error,
             });
         }
+        if !workers.iter().all(|worker| sight.whole_worker(worker)) {
+            let text = format!("user {:?} does not see everything that this worker does", actor.user.name());
+            return Err(WebError::forbidden(text).remedy("ask somebody who sees all queues"));
+        }
         let title = format!("Order {}", action.as_str());
         let (id, results) = client.order_workers(&workers, action, false).await?;
         Ok(answered(&title, &id, &results))
     };
     act(actor, Right::Control, &word, worker, acting).await
+}
+
+/// Creates the error of a group of failures that is not listed.
+pub(crate) fn unknown_group(fingerprint: &str) -> WebError {
+    WebError::unknown(format!("no listed failure has the fingerprint {fingerprint}"))
+        .remedy("the page of failures lists the groups")
+}
+
+/// Silences a group of failures for a time; no time ends its silence.
+pub(crate) async fn silence(
+    site: &Site,
+    actor: &Actor,
+    fingerprint: &str,
+    duration: Result<Duration, WebError>,
+) -> Result<ActionResult, WebError> {
+    let word = if duration.as_ref().is_ok_and(Duration::is_zero) {
+        "list failures again"
+    } else {
+        "silence failures"
+    };
+    let acting = async {
+        let duration = duration?;
+        let sight = actor.user.sight();
+        if !sight.is_whole() {
+            let seen = site.failures(sight).await;
+            let mut groups = seen.value.iter().flat_map(|all| &all.groups);
+            if !groups.any(|group| group.fingerprint == fingerprint) {
+                return Err(unknown_group(fingerprint));
+            }
+        }
+        let until = site.client().silence_failures(fingerprint, duration).await?;
+        let until = until.ok_or_else(|| unknown_group(fingerprint))?;
+        site.expire_failures();
+        let until = (!duration.is_zero()).then(|| until.to_string());
+        let text = match &until {
+            Some(until) => format!("It is silenced until {until}."),
+            None => "It is listed again.".to_owned(),
+        };
+        Ok(ActionResult::whole(json!({ "fingerprint": fingerprint, "silenced_until": until }), text))
+    };
+    act(actor, Right::Control, word, fingerprint, acting).await
 }
 
 /// Change of a periodic task.
@@ -223,6 +293,22 @@ pub(crate) enum PeriodicChange {
     Pause,
     Resume,
     Trigger,
+}
+
+/// Refuses a periodic task that is not seen, for those who do not see everything.
+///
+/// # Errors
+/// There is none of this name that is seen, or the backend cannot be asked.
+pub(crate) async fn check_periodic(site: &Site, sight: &Sight, name: &str) -> Result<(), WebError> {
+    if sight.is_whole() {
+        return Ok(());
+    }
+    let task = site.client().periodic_task(name).await?;
+    match task.is_some_and(|task| sight.periodic(&task)) {
+        true => Ok(()),
+        false => Err(WebError::unknown(format!("there is no periodic task {name:?}"))
+            .remedy("the page of periodic tasks lists them")),
+    }
 }
 
 /// Changes a periodic task.
@@ -239,6 +325,7 @@ pub(crate) async fn change_periodic(
     };
     let acting = async {
         let client = site.client();
+        check_periodic(site, actor.user.sight(), name).await?;
         match change {
             PeriodicChange::Pause => {
                 client.pause_periodic(name).await?;
@@ -284,12 +371,13 @@ pub(crate) async fn settle(
         let client = site.client();
         let dead_ids = Some(ids.iter().map(|id| (*id).clone()).collect());
         let filter = DeadFilter { dead_ids, ..DeadFilter::default() };
-        let letters = client.dead_letters(&filter, ids.len()).await?;
+        let mut letters = client.dead_letters(&filter, ids.len()).await?;
+        letters.retain(|letter| actor.user.sight().letter(letter));
         let mut settled: Vec<(DeadLetter, SettledView)> = Vec::new();
         let mut told = |letter: &DeadLetter, outcome: DeadLetterOutcome| {
             settled.push((letter.clone(), SettledView::from(&outcome)));
         };
-        let pace = std::time::Duration::ZERO;
+        let pace = Duration::ZERO;
         match change {
             LetterChange::Replay => client.replay_dead_letters(&letters, pace, &mut told).await?,
             LetterChange::Purge => client.purge_dead_letters(&letters, pace, &mut told).await?,

@@ -9,6 +9,7 @@ use crate::{
     access::Access,
     guard::guard,
     pages,
+    redaction::{ArgsRedaction, Redaction},
     route::router,
     site::{Site, SiteOptions},
 };
@@ -63,6 +64,15 @@ impl Dashboard {
     #[must_use]
     pub fn hide_args(mut self, tasks: impl IntoIterator<Item = String>) -> Self {
         self.options.hidden_args = tasks.into_iter().collect::<BTreeSet<_>>();
+        self
+    }
+
+    /// Lets an application change what is shown of the arguments of a task: it returns them with some replaced, or
+    /// [`ArgsView::hidden`](machinist::view::ArgsView::hidden). It is not asked about arguments that are not shown anyway, such
+    /// as those of [`hide_args`](Self::hide_args).
+    #[must_use]
+    pub fn redact_args(mut self, redaction: impl ArgsRedaction + 'static) -> Self {
+        self.options.redaction = Redaction::new(redaction);
         self
     }
 

@@ -21,21 +21,26 @@
 mod access;
 mod actions;
 mod api;
+mod call_args;
 mod dashboard;
+mod day;
 mod guard;
 mod link;
 mod overview;
 mod pages;
 mod panel;
+mod redaction;
 mod rights;
 mod route;
 mod server;
+mod sight;
 mod site;
 mod visit;
 mod web_error;
 
 pub use access::{Access, AccessError, Authenticator, end_sessions, hash_password};
 pub use dashboard::Dashboard;
+pub use redaction::ArgsRedaction;
 pub use rights::{Right, User, UserRole};
 pub use server::serve;
 

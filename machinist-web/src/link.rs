@@ -5,7 +5,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 /// Characters that a segment of a path does not keep.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// First segments of pages.
-const PAGES: [&str; 8] = ["queues", "tasks", "failures", "workflows", "dead", "workers", "periodic", "login"];
+const PAGES: [&str; 9] =
+    ["queues", "tasks", "failures", "workflows", "dead", "workers", "periodic", "send", "login"];
 /// Maximum length of an address to which an action returns, in bytes.
 const MAX_BACK: usize = 2048;
 

@@ -1,12 +1,13 @@
 //! Parts of a page that never keep the page waiting: each has a second, then its last value is shown with its age.
 //!
-//! A panel is read at most once at a time and once a second in a process, whatever the number of pages that show it.
+//! A panel is read at most once at a time and once a second in a process, whatever the number of pages that show it. One that
+//! changes slowly is read less often.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-/// Time for which a value counts as new.
+/// Time for which a value counts as new, unless the panel says otherwise, and after which a failed read is tried again.
 const FRESH: Duration = Duration::from_secs(1);
 /// Maximum time that a page waits for a new value.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
@@ -17,6 +18,8 @@ const READ_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) struct Panel<T> {
     /// The thing that is read, for its problem.
     what: &'static str,
+    /// Time for which a value counts as new.
+    fresh: Duration,
     current: watch::Sender<CurrentValue<T>>,
 }
 
@@ -42,11 +45,28 @@ pub(crate) struct PanelView<T> {
     pub(crate) problem: Option<String>,
 }
 
+impl<T: Clone> PanelView<T> {
+    /// Changes the value for this page alone.
+    pub(crate) fn reduced(self, reduce: impl FnOnce(&mut T)) -> Self {
+        let value = self.value.map(|value| {
+            let mut value = T::clone(&value);
+            reduce(&mut value);
+            Arc::new(value)
+        });
+        Self { value, ..self }
+    }
+}
+
 impl<T> Panel<T> {
     pub(crate) fn new(what: &'static str) -> Self {
         let current =
             CurrentValue { value: None, read_at: None, ended_at: None, problem: None, is_reading: false };
-        Self { what, current: watch::Sender::new(current) }
+        Self { what, fresh: FRESH, current: watch::Sender::new(current) }
+    }
+
+    /// Sets the time for which a value counts as new.
+    pub(crate) fn fresh_for(self, fresh: Duration) -> Self {
+        Self { fresh, ..self }
     }
 }
 
@@ -78,11 +98,17 @@ impl<T: Send + Sync + 'static> Panel<T> {
         self.shown()
     }
 
+    /// Lets the next page read again, because somebody here has changed what is read.
+    pub(crate) fn expire(&self) {
+        self.current.send_modify(|current| current.ended_at = None);
+    }
+
     /// Returns `true` if this caller has to read.
     fn is_to_be_read(&self) -> bool {
         let mut begins = false;
         self.current.send_if_modified(|current| {
-            let is_fresh = current.ended_at.is_some_and(|ended| ended.elapsed() < FRESH);
+            let fresh = if current.problem.is_none() { self.fresh } else { FRESH };
+            let is_fresh = current.ended_at.is_some_and(|ended| ended.elapsed() < fresh);
             begins = !current.is_reading && !is_fresh;
             current.is_reading |= begins;
             begins
@@ -141,6 +167,20 @@ mod tests {
         assert!(pages.iter().all(|seen| seen.value.as_deref() == Some(&0) && seen.problem.is_none()));
         tokio::time::advance(FRESH).await;
         assert_eq!(panel.see(read).await.value.as_deref(), Some(&1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_panel_is_read_less_often_and_a_failed_read_is_tried_again() {
+        let panel = Arc::new(Panel::new("the history").fresh_for(Duration::from_secs(60)));
+        assert!(panel.see(|| async { Err("it is closed".to_owned()) }).await.value.is_none());
+        tokio::time::advance(FRESH).await;
+        assert_eq!(panel.see(|| async { Ok(1) }).await.value.as_deref(), Some(&1));
+        tokio::time::advance(FRESH * 59).await;
+        assert_eq!(panel.see(|| async { Ok(2) }).await.value.as_deref(), Some(&1));
+        tokio::time::advance(FRESH).await;
+        assert_eq!(panel.see(|| async { Ok(2) }).await.value.as_deref(), Some(&2));
+        panel.expire();
+        assert_eq!(panel.see(|| async { Ok(3) }).await.value.as_deref(), Some(&3));
     }
 
     #[tokio::test(start_paused = true)]

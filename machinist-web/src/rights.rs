@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde::Serialize;
 
-/// Right to change something. Everybody who may see the dashboard sees all of it.
+use crate::sight::Sight;
+
+/// Right to change something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -17,7 +19,7 @@ pub enum Right {
     Purge,
     /// Revoke a task or a workflow.
     Revoke,
-    /// Pause and resume queues and workers, and let workers drain.
+    /// Pause and resume queues and workers, let workers drain, and silence failures.
     Control,
     /// Send a new task.
     Send,
@@ -105,6 +107,7 @@ impl FromStr for UserRole {
 pub struct User {
     name: String,
     rights: BTreeSet<Right>,
+    sight: Sight,
 }
 
 impl User {
@@ -115,7 +118,28 @@ impl User {
 
     /// Creates a user with these rights.
     pub fn with_rights(name: impl Into<String>, rights: impl IntoIterator<Item = Right>) -> Self {
-        Self { name: name.into(), rights: rights.into_iter().collect() }
+        Self { name: name.into(), rights: rights.into_iter().collect(), sight: Sight::default() }
+    }
+
+    /// Lets the user see and change nothing but these queues and their tasks. A `*` at the end of a pattern stands for any
+    /// rest. Workflows, and the charts of all queues together, are for those who see everything.
+    #[must_use]
+    pub fn only_queues<P: Into<String>>(mut self, patterns: impl IntoIterator<Item = P>) -> Self {
+        self.sight.queues = Some(patterns.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Lets the user see and change nothing but the tasks of these names. A `*` at the end of a pattern stands for any rest.
+    /// Numbers of queues count all tasks. Workflows, and the charts of all queues together, are for those who see everything.
+    #[must_use]
+    pub fn only_tasks<P: Into<String>>(mut self, patterns: impl IntoIterator<Item = P>) -> Self {
+        self.sight.tasks = Some(patterns.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Returns what the user sees.
+    pub(crate) fn sight(&self) -> &Sight {
+        &self.sight
     }
 
     /// Returns the name.

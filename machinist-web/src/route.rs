@@ -32,7 +32,7 @@ const fn action(path: &'static str, right: Right, handler: fn() -> MethodRouter<
 }
 
 /// Every route.
-pub(crate) static ROUTES: [Route; 46] = [
+pub(crate) static ROUTES: [Route; 51] = [
     page("/", || get(pages::overview)),
     page("/queues", || get(pages::queues)),
     page("/queues/{name}", || get(pages::queue)),
@@ -44,6 +44,7 @@ pub(crate) static ROUTES: [Route; 46] = [
     page("/workers", || get(pages::workers)),
     page("/workers/{name}", || get(pages::worker)),
     page("/periodic", || get(pages::periodic)),
+    page("/send", || get(pages::send)),
     page("/login", || get(pages::login).post(pages::log_in)),
     page("/logout", || post(pages::log_out)),
     page("/style.css", || get(|| async { asset("text/css; charset=utf-8", STYLE) })),
@@ -63,11 +64,15 @@ pub(crate) static ROUTES: [Route; 46] = [
     action("/api/tasks/{id}/retry", Right::Retry, || post(api::retry_task)),
     action("/api/tasks/{id}/revoke", Right::Revoke, || post(api::revoke_task)),
     page("/api/failures", || get(api::failures)),
+    action("/api/failures/{fingerprint}/silence", Right::Control, || post(api::silence_group)),
+    action("/api/failures/{fingerprint}/unsilence", Right::Control, || post(api::unsilence_group)),
+    page("/api/history", || get(api::history)),
     page("/api/workflows/{root}", || get(api::workflow)),
     page("/api/workflows/{root}/members/{step}", || get(api::members)),
     page("/api/dead", || get(api::letters)),
     action("/api/dead/replay", Right::Replay, || post(api::replay_letters)),
     action("/api/dead/purge", Right::Purge, || post(api::purge_letters)),
+    page("/api/registered", || get(api::registered)),
     page("/api/workers", || get(api::workers)),
     page("/api/workers/{name}", || get(api::worker)),
     action("/api/workers/{name}/pause", Right::Control, || post(api::pause_worker)),

@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use machinist::{
-    App, Client, FailureGroups, QueueName, WorkerFilter, WorkerInfo,
+    App, Client, FailureGroups, HistorySelection, QueueName, RegisteredName, ResultError, TaskId,
+    WorkerFilter, WorkerInfo,
     periodic::PeriodicTask,
     record::Record,
     settings::TraceLink,
@@ -13,8 +14,11 @@ use tokio::sync::Semaphore;
 
 use crate::{
     access::Access,
+    day::{DAY, DayHistory},
     overview::Overview,
     panel::{Panel, PanelView},
+    redaction::Redaction,
+    sight::Sight,
     web_error::{WebError, chain},
 };
 
@@ -22,6 +26,11 @@ use crate::{
 pub(crate) const MAX_STREAMS: usize = 200;
 /// Maximum time of a look that a page or a request of the API waits for.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Time before now from which the history of a day is read. It is more than a day, so that the longest buckets are read.
+const READ_DAY: Duration = Duration::from_secs(DAY.as_secs() + 600);
+/// Time for which the history of a day counts as new.
+const FRESH_DAY: Duration = Duration::from_secs(60);
 
 /// State of a dashboard.
 #[derive(Debug)]
@@ -34,6 +43,8 @@ pub(crate) struct Site {
     workers: Arc<Panel<Vec<WorkerInfo>>>,
     failures: Arc<Panel<FailureGroups>>,
     periodic: Arc<Panel<Vec<PeriodicTask>>>,
+    registered: Arc<Panel<Vec<RegisteredName>>>,
+    day: Arc<Panel<DayHistory>>,
 }
 
 /// Options of a dashboard.
@@ -47,6 +58,7 @@ pub(crate) struct SiteOptions {
     pub(crate) trace_link: Option<TraceLink>,
     /// Tasks whose arguments are not shown.
     pub(crate) hidden_args: BTreeSet<String>,
+    pub(crate) redaction: Redaction,
     /// Queues that are listed though nobody has used them yet.
     pub(crate) queues: Vec<QueueName>,
 }
@@ -62,6 +74,8 @@ impl Site {
             workers: Arc::new(Panel::new("the workers")),
             failures: Arc::new(Panel::new("the failures")),
             periodic: Arc::new(Panel::new("the periodic tasks")),
+            registered: Arc::new(Panel::new("the tasks of the workers")),
+            day: Arc::new(Panel::new("the history").fresh_for(FRESH_DAY)),
         }
     }
 
@@ -70,9 +84,10 @@ impl Site {
     }
 
     /// Returns the known queues with their numbers.
-    pub(crate) async fn queues(&self) -> PanelView<Vec<QueueView>> {
+    pub(crate) async fn queues(&self, sight: &Sight) -> PanelView<Vec<QueueView>> {
         let (client, configured) = (self.client(), self.options.queues.clone());
-        self.queues
+        let seen = self
+            .queues
             .see(move || async move {
                 let listed = client.listed_queues().await.map_err(|error| chain(&error))?;
                 let names: BTreeSet<QueueName> = listed.into_keys().chain(configured).collect();
@@ -80,39 +95,90 @@ impl Site {
                 let details = client.queue_details(&names).await.map_err(|error| chain(&error))?;
                 Ok(details.iter().map(QueueView::from).collect())
             })
-            .await
+            .await;
+        sight.of(seen, |queues| queues.retain(|queue: &QueueView| sight.queue(&queue.queue)))
     }
 
     /// Returns the live workers.
-    pub(crate) async fn workers(&self) -> PanelView<Vec<WorkerInfo>> {
+    pub(crate) async fn workers(&self, sight: &Sight) -> PanelView<Vec<WorkerInfo>> {
         let client = self.client();
-        self.workers
+        let seen =
+            self.workers
+                .see(move || async move {
+                    client.workers(&WorkerFilter::new()).await.map_err(|error| chain(&error))
+                })
+                .await;
+        sight.of(seen, |workers| workers.retain_mut(|worker| sight.reduce_worker(worker)))
+    }
+
+    /// Returns the groups of failures.
+    pub(crate) async fn failures(&self, sight: &Sight) -> PanelView<FailureGroups> {
+        let client = self.client();
+        let seen = self
+            .failures
+            .see(move || async move { client.failures(None).await.map_err(|error| chain(&error)) })
+            .await;
+        sight.of(seen, |failures| failures.groups.retain(|group| sight.group(group)))
+    }
+
+    /// Lets the next page read the groups of failures again.
+    pub(crate) fn expire_failures(&self) {
+        self.failures.expire();
+    }
+
+    /// Returns the periodic tasks.
+    pub(crate) async fn periodic(&self, sight: &Sight) -> PanelView<Vec<PeriodicTask>> {
+        let client = self.client();
+        let seen = self
+            .periodic
+            .see(move || async move { client.periodic_tasks().await.map_err(|error| chain(&error)) })
+            .await;
+        sight.of(seen, |tasks| tasks.retain(|task| sight.periodic(task)))
+    }
+
+    /// Returns the tasks that live workers know.
+    pub(crate) async fn registered(&self, sight: &Sight) -> PanelView<Vec<RegisteredName>> {
+        let client = self.client();
+        let seen = self
+            .registered
+            .see(move || async move { client.registered_tasks().await.map_err(|error| chain(&error)) })
+            .await;
+        sight.of(seen, |tasks| tasks.retain_mut(|task| sight.reduce_registered(task)))
+    }
+
+    /// Returns the history of the last 24 hours.
+    pub(crate) async fn day(&self) -> PanelView<DayHistory> {
+        let (client, now) = (self.client(), self.app.clock().now());
+        self.day
             .see(move || async move {
-                client.workers(&WorkerFilter::new()).await.map_err(|error| chain(&error))
+                let read = client.history(now.minus(READ_DAY), &HistorySelection::new()).await;
+                read.map(|history| DayHistory::of(&history, now)).map_err(|error| chain(&error))
             })
             .await
     }
 
-    /// Returns the groups of failures.
-    pub(crate) async fn failures(&self) -> PanelView<FailureGroups> {
-        let client = self.client();
-        self.failures
-            .see(move || async move { client.failures(None).await.map_err(|error| chain(&error)) })
-            .await
-    }
-
-    /// Returns the periodic tasks.
-    pub(crate) async fn periodic(&self) -> PanelView<Vec<PeriodicTask>> {
-        let client = self.client();
-        self.periodic
-            .see(move || async move { client.periodic_tasks().await.map_err(|error| chain(&error)) })
-            .await
-    }
-
-    /// Returns all that the first page shows.
-    pub(crate) async fn overview(&self) -> Overview {
-        let (queues, workers, failures) = tokio::join!(self.queues(), self.workers(), self.failures());
+    /// Returns all that the live part of the first page shows.
+    pub(crate) async fn overview(&self, sight: &Sight) -> Overview {
+        let (queues, workers, failures) =
+            tokio::join!(self.queues(sight), self.workers(sight), self.failures(sight));
         Overview { queues, workers, failures }
+    }
+
+    /// Returns the record of a task.
+    ///
+    /// # Errors
+    /// There is none that is seen, it is not believed, or the backend does not answer.
+    pub(crate) async fn record(&self, sight: &Sight, id: &TaskId) -> Result<Record, WebError> {
+        let record = look("the record", self.app.result(id.clone()).record()).await?;
+        if sight.record(&record) { Ok(record) } else { Err(ResultError::Unknown { id: id.clone() }.into()) }
+    }
+
+    /// Refuses a task that is not seen, for those who do not see everything.
+    ///
+    /// # Errors
+    /// As [`record`](Self::record).
+    pub(crate) async fn check_task(&self, sight: &Sight, id: &TaskId) -> Result<(), WebError> {
+        if sight.is_whole() { Ok(()) } else { self.record(sight, id).await.map(drop) }
     }
 
     /// Returns the view of a record, without its arguments.
@@ -128,14 +194,15 @@ impl Site {
         view
     }
 
-    /// Returns the arguments of a task, unless they are hidden.
+    /// Returns the arguments of a task, unless they are hidden, as the application redacts them.
     ///
     /// # Errors
     /// The backend cannot be asked.
     pub(crate) async fn args(&self, record: &Record) -> Result<ArgsView, WebError> {
         let known = self.client().arguments(std::slice::from_ref(&record.id)).await?.pop();
         let is_hidden = record.name.as_ref().is_some_and(|name| self.options.hidden_args.contains(name));
-        Ok(known.map_or_else(ArgsView::default, |known| ArgsView::of(known, is_hidden)))
+        let args = known.map_or_else(ArgsView::default, |known| ArgsView::of(known, is_hidden));
+        Ok(self.options.redaction.apply(record, args))
     }
 }
 

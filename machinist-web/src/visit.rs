@@ -8,7 +8,7 @@ use axum::{
     http::{Uri, request::Parts},
 };
 
-use crate::{access::Actor, link, site::Site, web_error::WebError};
+use crate::{access::Actor, link, sight::Sight, site::Site, web_error::WebError};
 
 /// Parameters that belong to one view of a page: the notice about an action, and a selection. An action does not return to
 /// them.
@@ -62,6 +62,11 @@ pub(crate) struct Visit {
 }
 
 impl Visit {
+    /// Returns what the author of the request sees.
+    pub(crate) fn sight(&self) -> &Sight {
+        self.actor.user.sight()
+    }
+
     /// Returns the value of a parameter that is a number.
     ///
     /// # Errors

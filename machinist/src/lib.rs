@@ -69,6 +69,7 @@ mod plaintext;
 mod profiles;
 pub mod redact;
 pub mod settings;
+pub mod spelling;
 mod topology;
 pub mod url;
 pub mod visible;

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use machinist::{
-    History, HistoryCount, HistoryMark, HistoryPoint, HistorySelection, QueueGauges, TaskHistory,
+    History, HistoryCount, HistorySelection, QueueGauges, TaskHistory,
     settings::{Settings, show_duration},
+    view::HistoryView,
 };
-use serde::Serialize;
 
 use super::connect_reader;
 use crate::{
@@ -19,104 +19,6 @@ use crate::{
 /// Maximum number of rows for people. Buckets that follow each other share a row where there are more.
 const MAX_ROWS: usize = 60;
 
-#[derive(Serialize)]
-struct HistoryView {
-    /// Length of a bucket, in seconds.
-    step: u64,
-    points: Vec<PointRow>,
-    marks: Vec<MarkRow>,
-    /// Number of things that were counted and could not be stored.
-    lost: u64,
-}
-
-/// Mark of the history.
-#[derive(Serialize)]
-pub(super) struct MarkRow {
-    at: String,
-    text: String,
-}
-
-impl From<&HistoryMark> for MarkRow {
-    fn from(mark: &HistoryMark) -> Self {
-        Self { at: mark.at.to_string(), text: mark.text.clone() }
-    }
-}
-
-#[derive(Serialize)]
-struct PointRow {
-    at: String,
-    tasks: Vec<TaskRow>,
-    queues: Vec<MeasuredRow>,
-}
-
-#[derive(Serialize)]
-struct TaskRow {
-    queue: String,
-    task: String,
-    received: CountRow,
-    success: CountRow,
-    failure: CountRow,
-    retry: CountRow,
-}
-
-/// Number of things, and how long they took, in seconds.
-#[derive(Serialize)]
-struct CountRow {
-    count: u64,
-    p50: Option<f64>,
-    p95: Option<f64>,
-    p99: Option<f64>,
-}
-
-#[derive(Serialize)]
-struct MeasuredRow {
-    queue: String,
-    ready: u64,
-    dead: u64,
-    consumers: u64,
-    /// Seconds.
-    oldest_age: f64,
-    busy: u64,
-    slots: u64,
-}
-
-impl From<&HistoryCount> for CountRow {
-    fn from(count: &HistoryCount) -> Self {
-        let quantile = |share| {
-            let told = count.times.quantile(share)?.as_secs_f64();
-            Some((told * 1e6).round() / 1e6)
-        };
-        Self { count: count.count, p50: quantile(0.5), p95: quantile(0.95), p99: quantile(0.99) }
-    }
-}
-
-fn point_row(point: &HistoryPoint) -> PointRow {
-    let task = |queue: &str, task: &str, history: &TaskHistory| TaskRow {
-        queue: queue.to_owned(),
-        task: task.to_owned(),
-        received: (&history.received).into(),
-        success: (&history.succeeded).into(),
-        failure: (&history.failed).into(),
-        retry: (&history.retried).into(),
-    };
-    let tasks =
-        point.tasks.iter().flat_map(|(queue, tasks)| tasks.iter().map(move |(name, it)| (queue, name, it)));
-    let queue = |(queue, gauges): (&String, &QueueGauges)| MeasuredRow {
-        queue: queue.clone(),
-        ready: gauges.ready,
-        dead: gauges.dead,
-        consumers: gauges.consumers,
-        oldest_age: gauges.oldest_age().as_secs_f64(),
-        busy: gauges.busy,
-        slots: gauges.slots,
-    };
-    PointRow {
-        at: point.at.to_string(),
-        tasks: tasks.map(|(queue, name, history)| task(queue, name, history)).collect(),
-        queues: point.queues.iter().map(queue).collect(),
-    }
-}
-
 pub(super) async fn run(args: HistoryArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
     let mut selection = HistorySelection::new();
@@ -124,12 +26,7 @@ pub(super) async fn run(args: HistoryArgs, settings: &Settings, json: bool) -> R
     let since = app.clock().now().minus(args.since);
     let history = app.client().history(since, &selection).await?;
     if json {
-        output::json(&HistoryView {
-            step: history.step.width().as_secs(),
-            points: history.points.iter().map(point_row).collect(),
-            marks: history.marks.iter().map(MarkRow::from).collect(),
-            lost: history.lost,
-        })?;
+        output::json(&HistoryView::from(&history))?;
     } else {
         print(&history, args.since)?;
     }

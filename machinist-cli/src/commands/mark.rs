@@ -1,8 +1,8 @@
 //! `machinist mark`: marks this moment in the history.
 
-use machinist::{HistoryMark, MarkError, settings::Settings};
+use machinist::{HistoryMark, MarkError, settings::Settings, view::HistoryMarkView};
 
-use super::{connect_reader, history::MarkRow};
+use super::connect_reader;
 use crate::{
     exit::{CliError, Code},
     output,
@@ -12,7 +12,7 @@ pub(super) async fn run(text: &str, settings: &Settings, json: bool) -> Result<C
     let app = connect_reader(settings).await?;
     let mark: HistoryMark = app.client().mark(text).await?;
     if json {
-        output::json(&MarkRow::from(&mark))?;
+        output::json(&HistoryMarkView::from(&mark))?;
     } else {
         output::line("marked")?;
     }

@@ -24,7 +24,7 @@ pub(crate) struct EndedRow {
     #[serde(rename = "n")]
     pub(crate) name: String,
     #[serde(rename = "q")]
-    queue: String,
+    pub(crate) queue: String,
     #[serde(rename = "a")]
     attempt: u32,
     #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]

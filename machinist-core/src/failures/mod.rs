@@ -67,8 +67,15 @@ pub struct FailureGroup {
     pub example: TaskId,
     /// Versions of machinist in whose workers they failed, 20 at most.
     pub versions: BTreeSet<String>,
+    /// Queues in which they failed, [`MAX_QUEUES`](Self::MAX_QUEUES) at most.
+    pub queues: BTreeSet<String>,
     /// Time until which people want the group left out of lists.
     pub silenced_until: Option<Timestamp>,
+}
+
+impl FailureGroup {
+    /// Maximum number of queues that a group names.
+    pub const MAX_QUEUES: usize = 20;
 }
 
 /// Failed tasks of one group.
@@ -236,6 +243,9 @@ impl Grouping {
         {
             group.versions.insert(version.clone());
         }
+        if group.queues.len() < FailureGroup::MAX_QUEUES && !group.queues.contains(&row.queue) {
+            group.queues.insert(row.queue.clone());
+        }
         group.first_seen = group.first_seen.min(row.at);
         if row.at >= group.last_seen {
             (group.last_seen, group.example) = (row.at, row.id.clone());
@@ -258,6 +268,7 @@ fn new_group(key: &GroupKey, row: &EndedRow) -> FailureGroup {
         last_seen: row.at,
         example: row.id.clone(),
         versions: BTreeSet::new(),
+        queues: BTreeSet::new(),
         silenced_until: None,
     }
 }
@@ -285,6 +296,7 @@ mod tests {
         assert_eq!(grouping.groups.len(), 3);
         let group = grouping.groups.values().find(|group| group.count == 2).unwrap();
         assert_eq!((group.error.as_str(), group.last_hour, group.last_day), ("code #", 1, 1));
+        assert_eq!(group.queues.iter().map(String::as_str).collect::<Vec<_>>(), ["q"]);
         assert_eq!((group.last_week, group.versions.iter().next().map(String::as_str)), (2, Some("1.0")));
         assert_eq!((group.first_seen.as_micros(), group.example.as_str()), (5, &*format!("t-{late}")));
         assert_eq!(group.fingerprint.len(), FINGERPRINT_CHARS);

@@ -34,6 +34,8 @@ pub struct FailureGroupView<'a> {
     pub example: &'a str,
     /// Versions of machinist in whose workers they failed.
     pub versions: &'a BTreeSet<String>,
+    /// Queues in which they failed.
+    pub queues: &'a BTreeSet<String>,
     /// Time until which the group is silenced.
     pub silenced_until: Option<String>,
 }
@@ -53,6 +55,7 @@ impl<'a> From<&'a FailureGroup> for FailureGroupView<'a> {
             last_seen: group.last_seen.to_string(),
             example: group.example.as_str(),
             versions: &group.versions,
+            queues: &group.queues,
             silenced_until: group.silenced_until.map(|until| until.to_string()),
         }
     }

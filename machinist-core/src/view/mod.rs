@@ -1,4 +1,4 @@
-//! JSON shapes of tasks, workflows, queues, workers, periodic tasks, failures and dead letters.
+//! JSON shapes of tasks, workflows, queues, workers, periodic tasks, failures, dead letters and the history.
 //!
 //! The commands of the program and the API of the dashboard print the same fields, because both serialize these views. The
 //! instants in them are RFC 3339 in UTC. A view is made from what the [client](crate::Client) returns, and decides nothing.
@@ -7,6 +7,7 @@
 mod args;
 mod dead_letter;
 mod failure;
+mod history;
 mod log;
 mod order;
 mod periodic;
@@ -18,6 +19,9 @@ mod workflow;
 pub use args::ArgsView;
 pub use dead_letter::{DeadLetterView, SettledView};
 pub use failure::FailureGroupView;
+pub use history::{
+    HistoryCountView, HistoryMarkView, HistoryPointView, HistoryView, QueueGaugesView, TaskHistoryView,
+};
 pub use log::{LogLineView, TaskLogView};
 pub use order::OrderView;
 pub use periodic::{PeriodicDetailsView, PeriodicView, TickView};

@@ -1,6 +1,6 @@
 //! Actions, for programs as JSON and for the forms of the pages. A form returns to the page that it came from.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -12,14 +12,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use machinist::WorkerAction;
+use machinist::{WorkerAction, settings::parse_duration};
 use maud::html;
 use serde::Deserialize;
 
 use crate::{
-    actions::{self, ActionResult, LetterChange, PeriodicChange},
-    link,
-    pages::{Frame, error_page},
+    actions::{self, ActionResult, LetterChange, PeriodicChange, TaskCall},
+    call_args, link,
+    pages::{Frame, error_page, known_task},
     site::Site,
     visit::{QueryFields, Visit},
     web_error::WebError,
@@ -132,12 +132,31 @@ pub(crate) async fn revoke_task(Path(id): Path<String>, order: ActionRequest) ->
 }
 
 pub(crate) async fn send_task(order: ActionRequest) -> Response {
-    let body = order.body.clone();
+    let (body, form) = (order.body.clone(), order.form.clone());
     let send = |visit: Visit| async move {
-        let call = serde_json::from_slice(&body).map_err(|error| actions::unreadable(&error.to_string()));
-        actions::send(&visit.site, &visit.actor, call).await
+        let site = &visit.site;
+        let (subject, call) = match &form {
+            Some(form) => (form.text("name").to_owned(), call_of(&visit, form).await),
+            None => {
+                let call: Result<TaskCall, _> = serde_json::from_slice(&body);
+                let subject = call.as_ref().map(|call| call.name.clone()).unwrap_or_default();
+                (subject, call.map_err(|error| actions::unreadable(&error.to_string())))
+            }
+        };
+        actions::send(site, &visit.actor, &subject, call).await
     };
     order.finish("send", send).await
+}
+
+/// Returns the call that a form describes. The types of its fields are those that live workers tell now.
+///
+/// # Errors
+/// No live worker knows the task, or a field does not fit.
+async fn call_of(visit: &Visit, form: &QueryFields) -> Result<TaskCall, WebError> {
+    let seen = visit.site.registered(visit.sight()).await;
+    let task = known_task(&seen, form.text("name"))?;
+    let args = call_args::read(task.args.as_deref(), &form.all("arg")).map_err(WebError::wrong)?;
+    Ok(TaskCall::new(&task.name, args, form.get("queue")))
 }
 
 async fn switch_queue(order: ActionRequest, name: String, pause: bool) -> Response {
@@ -171,6 +190,49 @@ pub(crate) async fn resume_worker(Path(name): Path<String>, order: ActionRequest
 
 pub(crate) async fn drain_worker(Path(name): Path<String>, order: ActionRequest) -> Response {
     order_worker(order, name, WorkerAction::Drain).await
+}
+
+/// Time for which a group of failures is silenced, as a program sends it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SilenceTime {
+    #[serde(rename = "for")]
+    duration: Option<String>,
+}
+
+/// Time for which a group is silenced if the request names none.
+const SILENCE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Reads the time for which a group is silenced.
+///
+/// # Errors
+/// It is no duration, or the body cannot be read.
+fn silence_time(order: &ActionRequest) -> Result<Duration, WebError> {
+    let text = match &order.form {
+        Some(form) => form.get("for").map(str::to_owned),
+        None if order.body.is_empty() => None,
+        None => {
+            let body: Result<SilenceTime, _> = serde_json::from_slice(&order.body);
+            body.map_err(|error| actions::unreadable(&error.to_string()))?.duration
+        }
+    };
+    let Some(text) = text else { return Ok(SILENCE) };
+    parse_duration(&text).map_err(|problem| WebError::wrong(format!("for={text}: {problem}")))
+}
+
+pub(crate) async fn silence_group(Path(fingerprint): Path<String>, order: ActionRequest) -> Response {
+    let duration = silence_time(&order);
+    let silence = |visit: Visit| async move {
+        actions::silence(&visit.site, &visit.actor, &fingerprint, duration).await
+    };
+    order.finish("silence", silence).await
+}
+
+pub(crate) async fn unsilence_group(Path(fingerprint): Path<String>, order: ActionRequest) -> Response {
+    let end = |visit: Visit| async move {
+        actions::silence(&visit.site, &visit.actor, &fingerprint, Ok(Duration::ZERO)).await
+    };
+    order.finish("unsilence", end).await
 }
 
 async fn change_periodic(order: ActionRequest, name: String, word: &str, change: PeriodicChange) -> Response {

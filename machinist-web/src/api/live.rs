@@ -16,7 +16,7 @@ use futures_util::stream::{self, Stream};
 use sha2::{Digest, Sha256};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-use crate::{pages, site::Site, visit::Visit, web_error::WebError};
+use crate::{pages, sight::Sight, site::Site, visit::Visit, web_error::WebError};
 
 /// Interval at which a stream looks for changes.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -28,6 +28,8 @@ const MAX_STREAM: Duration = Duration::from_secs(60);
 /// A stream of one browser.
 struct LiveStream {
     site: Arc<Site>,
+    /// Part of the installation that the reader sees.
+    sight: Sight,
     /// Id of the part that the browser has.
     last: String,
     is_first: bool,
@@ -37,7 +39,7 @@ struct LiveStream {
 }
 
 /// Answers with the stream of the first page.
-pub(crate) async fn events(State(site): State<Arc<Site>>, _visit: Visit, headers: HeaderMap) -> Response {
+pub(crate) async fn events(State(site): State<Arc<Site>>, visit: Visit, headers: HeaderMap) -> Response {
     let Ok(place) = Arc::clone(&site.streams).try_acquire_owned() else {
         let error = WebError::away("too many pages are open")
             .remedy("close some; this page shows new values when you reload it");
@@ -46,7 +48,9 @@ pub(crate) async fn events(State(site): State<Arc<Site>>, _visit: Visit, headers
         return answer;
     };
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
-    let live = LiveStream { site, last, is_first: true, ends_at: Instant::now() + MAX_STREAM, _place: place };
+    let sight = visit.sight().clone();
+    let live =
+        LiveStream { site, sight, last, is_first: true, ends_at: Instant::now() + MAX_STREAM, _place: place };
     let events = Sse::new(changes(live)).keep_alive(KeepAlive::new().interval(HEARTBEAT));
     ([("x-accel-buffering", "no")], events).into_response()
 }
@@ -60,7 +64,7 @@ fn changes(live: LiveStream) -> impl Stream<Item = Result<Event, Infallible>> {
             if Instant::now() >= live.ends_at {
                 return None;
             }
-            let part = pages::live_part(&live.site.overview().await, "./").into_string();
+            let part = pages::live_part(&live.site.overview(&live.sight).await, "./").into_string();
             let id: String =
                 Sha256::digest(part.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
             if id != live.last {

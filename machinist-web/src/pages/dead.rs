@@ -60,6 +60,7 @@ pub(crate) async fn find(site: &Site, visit: &Visit) -> Result<FoundLetters, Web
     };
     let has_more = letters.len() > limit;
     letters.truncate(limit);
+    letters.retain(|letter| visit.sight().letter(letter));
     Ok(FoundLetters { letters, has_more })
 }
 

@@ -7,17 +7,20 @@ use machinist::{FailureGroup, FailureGroups};
 use maud::{Markup, html};
 
 use super::{
-    fields::{cell, grouped, late, task_link, time},
+    fields::{button, cell, grouped, late, task_link, time},
     layout::answer_page,
 };
-use crate::{link, site::Site, visit::Visit};
+use crate::{Right, link, site::Site, visit::Visit};
 
 /// Maximum number of groups on the page.
-const MAX_GROUPS: usize = 100;
+const MAX_GROUPS: usize = 75;
+/// Times for which a group can be silenced, with their labels.
+const SILENCES: [(&str, &str); 4] =
+    [("1h", "an hour"), ("1d", "a day"), ("7d", "a week"), ("30d", "30 days")];
 
 /// Answers with the groups of failures.
 pub(crate) async fn failures(State(site): State<Arc<Site>>, visit: Visit) -> Response {
-    let seen = site.failures().await;
+    let seen = site.failures(visit.sight()).await;
     let all = visit.query.get("all").is_some();
     let content = html! {
         (late(&seen))
@@ -49,6 +52,7 @@ fn table(visit: &Visit, groups: &[&FailureGroup]) -> Markup {
                 th scope="col" { "Task" } th scope="col" { "Kind" } th scope="col" { "Error" }
                 th scope="col" { "1 h" } th scope="col" { "24 h" } th scope="col" { "7 d" }
                 th scope="col" { "Last seen" } th scope="col" { "Example" } th scope="col" { "Dead letters" }
+                th scope="col" { "Silenced" }
             } }
             tbody { @for group in groups.iter().take(MAX_GROUPS) {
                 @let seen = group.last_seen.to_string();
@@ -62,9 +66,36 @@ fn table(visit: &Visit, groups: &[&FailureGroup]) -> Markup {
                     td { (time(Some(&seen))) }
                     td { (task_link(visit, group.example.as_str())) }
                     td { a href={ (visit.root) (link::list("dead", &[("group", &group.fingerprint)])) } { "Show" } }
+                    td {
+                        @if group.silenced_until.is_some() { (silence(visit, group)) }
+                        @else { "no " (button(visit, Right::Control, &action(group, "silence"), "Silence for a week")) }
+                    }
                 }
             } }
         } }
+    }
+}
+
+fn action(group: &FailureGroup, verb: &str) -> String {
+    format!("failures/{}/{verb}", link::segment(&group.fingerprint))
+}
+
+/// The silence of a group, and what ends it; or a form that silences it for a time.
+pub(super) fn silence(visit: &Visit, group: &FailureGroup) -> Markup {
+    let until = group.silenced_until.map(|until| until.to_string());
+    html! {
+        @if until.is_some() {
+            "silenced until " (time(until.as_deref())) " "
+            (button(visit, Right::Control, &action(group, "unsilence"), "List it again"))
+        } @else if visit.actor.may(Right::Control) {
+            form.actions method="post" action={ (visit.root) "api/" (action(group, "silence")) } {
+                input type="hidden" name="back" value=(visit.here);
+                label { "Silence for " select name="for" {
+                    @for (value, label) in SILENCES { option value=(value) selected[value == "7d"] { (label) } }
+                } }
+                button { "Silence" }
+            }
+        }
     }
 }
 

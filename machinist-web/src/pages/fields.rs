@@ -29,16 +29,21 @@ fn people(at: &str) -> String {
     format!("{date} {} UTC", time.get(..8).unwrap_or(time))
 }
 
-/// A state, in a word and a shape: colour alone is not enough.
-pub(super) fn state(state: TaskState) -> Markup {
-    let (class, shape) = match state {
+/// Returns the class and the shape of a state.
+pub(super) fn state_form(state: TaskState) -> (&'static str, &'static str) {
+    match state {
         TaskState::Pending => ("waits", "○"),
         TaskState::Received => ("waits", "◔"),
         TaskState::Started => ("runs", "▶"),
         TaskState::Retry => ("again", "↻"),
         TaskState::Success => ("good", "✓"),
         TaskState::Failure => ("bad", "✕"),
-    };
+    }
+}
+
+/// A state, in a word and a shape: colour alone is not enough.
+pub(super) fn state(state: TaskState) -> Markup {
+    let (class, shape) = state_form(state);
     html! { span.state.(class) { span aria-hidden="true" { (shape) " " } (state.as_str()) } }
 }
 

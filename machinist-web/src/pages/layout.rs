@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Pages of the navigation, with their titles.
-const NAVIGATION: [(&str, &str); 7] = [
+const NAVIGATION: [(&str, &str); 8] = [
     ("", "Overview"),
     ("queues", "Queues"),
     ("tasks", "Tasks"),
@@ -23,10 +23,11 @@ const NAVIGATION: [(&str, &str); 7] = [
     ("dead", "Dead letters"),
     ("workers", "Workers"),
     ("periodic", "Periodic"),
+    ("send", "Send a task"),
 ];
 
 /// Notices about actions that are done, by the word in the address. An address cannot make up another text.
-const NOTICES: [(&str, &str); 9] = [
+const NOTICES: [(&str, &str); 11] = [
     ("retry", "It was sent again."),
     ("revoke", "It was revoked: it does not start, or was asked to end."),
     ("replay", "The dead letters were replayed."),
@@ -36,6 +37,8 @@ const NOTICES: [(&str, &str); 9] = [
     ("drain", "The worker takes no more tasks, and ends when its runs have ended."),
     ("trigger", "An extra tick was sent."),
     ("send", "It was sent."),
+    ("silence", "The group is silenced: it is left out of the list, and counted all the same."),
+    ("unsilence", "The group is listed again."),
 ];
 
 /// Content of the frame of a page.

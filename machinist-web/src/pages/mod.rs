@@ -1,13 +1,16 @@
 //! Pages, rendered here whole, so that they work without script. Each has one file.
 
+mod chart;
 mod dead;
 mod failures;
 mod fields;
+mod graph;
 mod layout;
 mod login;
 mod overview;
 mod periodic;
 mod queues;
+mod send;
 mod task;
 mod tasks;
 mod workers;
@@ -20,10 +23,11 @@ pub(crate) use login::{log_in, log_out, login};
 pub(crate) use overview::{live_part, overview};
 pub(crate) use periodic::periodic;
 pub(crate) use queues::{details as queue_details, queue, queues};
-pub(crate) use task::{record, task, view as task_view};
-pub(crate) use tasks::{cursor, search, tasks};
+pub(crate) use send::{known as known_task, send};
+pub(crate) use task::{task, view as task_view};
+pub(crate) use tasks::{cursor, find as find_tasks, since, tasks};
 pub(crate) use workers::{known as known_worker, worker, workers};
-pub(crate) use workflow::{read as read_workflow, workflow};
+pub(crate) use workflow::{check as check_workflow, read as read_workflow, workflow};
 
 use axum::response::Response;
 

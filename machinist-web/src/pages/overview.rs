@@ -1,4 +1,5 @@
-//! The first page: what is wrong now, the queues, the workers. The script replaces its live part when something is new.
+//! The first page: what is wrong now, the queues, the workers, the last 24 hours. The script replaces its live part when
+//! something is new.
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use machinist::{WorkerInfo, record::PresenceState, view::QueueView, visible};
 use maud::{Markup, html};
 
 use super::{
+    chart::day,
     fields::{grouped, late, number, queue_link, rate, seconds},
     layout::Frame,
 };
@@ -20,10 +22,11 @@ const MAX_QUEUES: usize = 50;
 
 /// Answers with the first page.
 pub(crate) async fn overview(State(site): State<Arc<Site>>, visit: Visit) -> Response {
-    let overview = site.overview().await;
+    let (overview, history) = tokio::join!(site.overview(visit.sight()), site.day());
     let content = html! {
         div #live data-live={ (visit.root) "api/events" } data-root=(visit.root) { (live_part(&overview, &visit.root)) }
         p.new hidden { button #show-new type="button" { "Show new values" } }
+        (day(&history, None, visit.sight()))
     };
     Frame::of(&visit).page("Overview", &content).into_response()
 }

@@ -17,7 +17,7 @@ const MAX_TASKS: usize = 500;
 
 /// Answers with the list of periodic tasks.
 pub(crate) async fn periodic(State(site): State<Arc<Site>>, visit: Visit) -> Response {
-    let seen = site.periodic().await;
+    let seen = site.periodic(visit.sight()).await;
     let tasks = seen.value.as_deref().map(Vec::as_slice).unwrap_or_default();
     let content = html! {
         (late(&seen))

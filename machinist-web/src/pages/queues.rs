@@ -1,4 +1,4 @@
-//! The list of queues, and one queue: its numbers, why it stands still, its first messages.
+//! The list of queues, and one queue: its numbers, why it stands still, its last 24 hours, its first messages.
 
 use std::sync::Arc;
 
@@ -10,12 +10,14 @@ use machinist::{QueueName, QueuePeek, Why, view::QueueView, visible};
 use maud::{Markup, html};
 
 use super::{
+    chart::day,
     fields::{button, cell, grouped, late, number, rate, seconds, state, task_link, time},
     layout::answer_page,
     overview::queue_table,
 };
 use crate::{
     Right, actions, link,
+    sight::Sight,
     site::{Site, glance, look},
     visit::Visit,
     web_error::WebError,
@@ -28,7 +30,7 @@ const PEEKED: u16 = 20;
 
 /// Answers with the list of queues.
 pub(crate) async fn queues(State(site): State<Arc<Site>>, visit: Visit) -> Response {
-    let seen = site.queues().await;
+    let seen = site.queues(visit.sight()).await;
     let after = visit.query.text("after");
     let wanted = visit.query.text("name").to_lowercase();
     let all = seen.value.as_deref().map(Vec::as_slice).unwrap_or_default();
@@ -54,18 +56,22 @@ pub(crate) async fn queues(State(site): State<Arc<Site>>, visit: Visit) -> Respo
 
 /// Answers with the page of one queue.
 pub(crate) async fn queue(State(site): State<Arc<Site>>, Path(name): Path<String>, visit: Visit) -> Response {
-    let content = one(&site, &visit, &name).await;
+    let content = Box::pin(one(&site, &visit, &name)).await;
     answer_page(&visit, &format!("Queue {}", cell(&name)), content)
 }
 
 async fn one(site: &Site, visit: &Visit, name: &str) -> Result<Markup, WebError> {
     let queue = actions::queue_name(name)?;
-    let details = details(site, &queue).await?;
+    let details = details(site, visit.sight(), &queue).await?;
     let client = site.client();
-    let why = glance("the reason that it stands still", client.why_queue(&queue)).await;
+    let why = glance("the reason that it stands still", client.why_queue(&queue));
+    let (why, history) = tokio::join!(why, site.day());
     let wants_peek = visit.query.get("peek").is_some();
     let peek = match wants_peek {
-        true => Some(look("the messages", client.peek_queue(&queue, PEEKED)).await),
+        true => Some(look("the messages", client.peek_queue(&queue, PEEKED)).await.map(|mut peek| {
+            peek.records.retain(|record| visit.sight().record(record));
+            peek
+        })),
         false => None,
     };
     let action = |verb: &str| format!("queues/{}/{verb}", link::segment(name));
@@ -74,6 +80,7 @@ async fn one(site: &Site, visit: &Visit, name: &str) -> Result<Markup, WebError>
         @else { (button(visit, Right::Control, &action("pause"), "Pause")) }
         (numbers(visit, &details))
         section { h2 { "Why it stands still, or not" } (reason(&why)) }
+        (day(&history, Some(queue.as_str()), visit.sight()))
         section {
             h2 { "First messages" }
             @match &peek {
@@ -88,17 +95,16 @@ async fn one(site: &Site, visit: &Visit, name: &str) -> Result<Markup, WebError>
 /// Returns the numbers of one queue.
 ///
 /// # Errors
-/// There is no such queue, or the servers do not answer.
-pub(crate) async fn details(site: &Site, queue: &QueueName) -> Result<QueueView, WebError> {
+/// There is no such queue that is seen, or the servers do not answer.
+pub(crate) async fn details(site: &Site, sight: &Sight, queue: &QueueName) -> Result<QueueView, WebError> {
     let client = site.client();
     let found = look("the queue", client.queue_details(std::slice::from_ref(queue))).await?.pop();
     let found = found.map(|details| QueueView::from(&details));
     let exists =
         |view: &QueueView| view.ready.is_some() || view.dead.is_some() || site.options.queues.contains(queue);
-    found.filter(exists).ok_or_else(|| {
-        WebError::unknown(format!("there is no queue {queue}"))
-            .remedy("the page of all queues lists the known ones")
-    })
+    found
+        .filter(|view| sight.queue(queue.as_str()) && exists(view))
+        .ok_or_else(|| actions::unknown_queue(queue))
 }
 
 fn numbers(visit: &Visit, queue: &QueueView) -> Markup {

@@ -7,7 +7,7 @@ use axum::{
     response::Response,
 };
 use machinist::{
-    TaskId, TaskLog, Why,
+    TaskLog, Why,
     record::{Record, TaskState},
     view::{AttemptView, ErrorView, TaskView},
     visible,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Right, actions, link,
-    site::{Site, glance, look},
+    site::{Site, glance},
     visit::Visit,
     web_error::WebError,
 };
@@ -42,14 +42,6 @@ struct TaskParts {
     log: Result<TaskLog, WebError>,
 }
 
-/// Returns the record of a task.
-///
-/// # Errors
-/// There is none, it is not believed, or the backend does not answer.
-pub(crate) async fn record(site: &Site, id: &TaskId) -> Result<Record, WebError> {
-    look("the record", site.app.result(id.clone()).record()).await
-}
-
 /// Returns the view of a task with its arguments and its workflow. What cannot be read in time is left out.
 pub(crate) async fn view(site: &Site, record: &Record) -> TaskView {
     let client = site.client();
@@ -65,7 +57,7 @@ pub(crate) async fn view(site: &Site, record: &Record) -> TaskView {
 
 async fn content(site: &Site, visit: &Visit, id: &str) -> Result<Markup, WebError> {
     let id = actions::task_id(id)?;
-    let record = record(site, &id).await?;
+    let record = site.record(visit.sight(), &id).await?;
     let client = site.client();
     let (view, why, log) = tokio::join!(
         view(site, &record),

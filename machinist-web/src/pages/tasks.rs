@@ -12,11 +12,12 @@ use machinist::{
 use maud::{Markup, html};
 
 use super::{
+    failures::silence,
     fields::{cell, field, grouped, queue_link, state, task_link, time},
     layout::answer_page,
 };
 use crate::{
-    link,
+    actions, link,
     site::{Site, look},
     visit::Visit,
     web_error::WebError,
@@ -59,10 +60,7 @@ async fn content(site: &Site, visit: &Visit) -> Result<Markup, WebError> {
     if let Some(group) = visit.query.get("group") {
         return group_page(site, visit, group).await;
     }
-    let found = match search(visit, site.app.clock().now()) {
-        Ok(search) => look("the search", site.client().search_tasks(&search)).await,
-        Err(wrong) => Err(wrong),
-    };
+    let found = find(site, visit).await;
     Ok(html! {
         (search_form(visit))
         @match &found {
@@ -75,26 +73,44 @@ async fn content(site: &Site, visit: &Visit) -> Result<Markup, WebError> {
     })
 }
 
+/// Returns the tasks that an address asks for, those that the reader sees.
+///
+/// # Errors
+/// A criterion cannot be read, or the backend does not answer.
+pub(crate) async fn find(site: &Site, visit: &Visit) -> Result<FoundTasks, WebError> {
+    let search = search(visit, site.app.clock().now())?;
+    let mut found = look("the search", site.client().search_tasks(&search)).await?;
+    found.records.retain(|record| visit.sight().record(record));
+    Ok(found)
+}
+
 /// Returns the failed tasks of one cause.
 async fn group_page(site: &Site, visit: &Visit, group: &str) -> Result<Markup, WebError> {
     let since = since(visit, site.app.clock().now())?;
     let limit = visit.limit(PAGE_SIZE, MAX_PAGE)?;
     let found = look("the failures", site.client().failed_tasks(group, since, limit)).await?;
-    let found = found.ok_or_else(|| {
-        WebError::unknown(format!("no listed failure has the fingerprint {group}"))
-            .remedy("the page of failures lists the groups")
-    })?;
+    let mut found = found.ok_or_else(|| actions::unknown_group(group))?;
+    found.records.retain(|record| visit.sight().record(record));
+    if found.records.is_empty() {
+        return Err(actions::unknown_group(group));
+    }
+    let groups = site.failures(visit.sight()).await;
+    let listed = groups.value.iter().flat_map(|all| &all.groups).find(|listed| listed.fingerprint == group);
     let more =
         link::list("tasks", &[("group", group), ("since", visit.query.text("since")), ("limit", "500")]);
     Ok(html! {
         p { "Failed tasks of one cause. " a href={ (visit.root) (link::list("dead", &[("group", group)])) } { "Their dead letters" } }
+        @if let Some(listed) = listed { (silence(visit, listed)) }
         (table(visit, &found.records))
         @if !found.is_complete { p { "There are more. " a href={ (visit.root) (more) } { "Show up to 500" } } }
     })
 }
 
 /// Reads the begin of the time that an address asks for.
-fn since(visit: &Visit, now: Timestamp) -> Result<Option<Timestamp>, WebError> {
+///
+/// # Errors
+/// It is no duration.
+pub(crate) fn since(visit: &Visit, now: Timestamp) -> Result<Option<Timestamp>, WebError> {
     let Some(text) = visit.query.get("since") else { return Ok(None) };
     let age = parse_duration(text).map_err(|problem| WebError::wrong(format!("since={text}: {problem}")))?;
     Ok(Some(now.minus(age)))
@@ -104,7 +120,7 @@ fn since(visit: &Visit, now: Timestamp) -> Result<Option<Timestamp>, WebError> {
 ///
 /// # Errors
 /// A criterion cannot be read.
-pub(crate) fn search(visit: &Visit, now: Timestamp) -> Result<TaskSearch, WebError> {
+fn search(visit: &Visit, now: Timestamp) -> Result<TaskSearch, WebError> {
     let query = &visit.query;
     let owned = |name: &str| query.get(name).map(str::to_owned);
     let mut filter = TaskFilter::new();

@@ -22,7 +22,7 @@ const MAX_NAMES: usize = 50;
 
 /// Answers with the list of workers.
 pub(crate) async fn workers(State(site): State<Arc<Site>>, visit: Visit) -> Response {
-    let seen = site.workers().await;
+    let seen = site.workers(visit.sight()).await;
     let mut all: Vec<&WorkerInfo> = seen.value.iter().flat_map(|workers| workers.iter()).collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
     let (wanted, after) = (visit.query.text("name"), visit.query.text("after"));
@@ -84,7 +84,7 @@ pub(crate) async fn worker(
     Path(name): Path<String>,
     visit: Visit,
 ) -> Response {
-    let seen = site.workers().await;
+    let seen = site.workers(visit.sight()).await;
     let content = known(&seen, &name).map(|worker| html! { (late(&seen)) (one(&visit, worker)) });
     answer_page(&visit, &format!("Worker {}", cell(&name)), content)
 }

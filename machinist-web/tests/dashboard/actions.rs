@@ -110,3 +110,74 @@ async fn a_program_sends_and_revokes_a_task() {
     }
     assert_eq!(UserRole::Admin.as_str(), "admin");
 }
+
+#[tokio::test]
+async fn a_group_of_failures_is_silenced_and_listed_again() {
+    let house = House::open().await;
+    let site = house.local();
+    house.failed("the disk is full").await;
+    let listed = site.until("/api/failures", |answer| answer.text.contains("fingerprint")).await.json();
+    let group = listed[0]["fingerprint"].as_str().unwrap().to_owned();
+    assert!(listed[0]["silenced_until"].is_null(), "{listed}");
+    site.get("/failures").await.is(200).has(&["the disk is full", "Silence for a week"]);
+    let done = site.press(&format!("/api/failures/{group}/silence"), "back=failures&for=1d").await.is(303);
+    assert_eq!(done.header("location"), "../../../failures?done=silence");
+    let page = site
+        .get("/failures?done=silence")
+        .await
+        .is(200)
+        .has(&["The group is silenced", "Show 1 silenced groups"]);
+    assert!(!page.text.contains("the disk is full"), "{page:?}");
+    site.get("/failures?all=1").await.is(200).has(&["the disk is full", "silenced until", "List it again"]);
+    site.get(&format!("/tasks?group={group}")).await.is(200).has(&["silenced until", "List it again"]);
+    assert!(site.get("/api/failures").await.json()[0]["silenced_until"].is_string());
+    site.press(&format!("/api/failures/{group}/unsilence"), "back=failures").await.is(303);
+    site.get("/failures").await.is(200).has(&["the disk is full", "Silence for a week"]);
+    site.get(&format!("/tasks?group={group}")).await.is(200).has(&["name=\"for\"", "30 days"]);
+    let post = async |path: &str, body: &'static str| {
+        let headers = [("sec-fetch-site", "same-origin")];
+        site.ask(request("POST", path, &headers).body(Body::from(body)).unwrap()).await
+    };
+    let path = format!("/api/failures/{group}/silence");
+    let told = post(&path, r#"{"for": "1h"}"#).await.is(200).json();
+    assert!(told["fingerprint"] == group.as_str() && told["silenced_until"].is_string(), "{told}");
+    post(&path, "").await.is(200);
+    post(&path, r#"{"for": "soon"}"#).await.is(400).has(&["for=soon"]);
+    post(&path, r#"{"until": "1h"}"#).await.is(400);
+    post("/api/failures/nothing/silence", "").await.is(404).has(&["no listed failure has the fingerprint"]);
+}
+
+#[tokio::test]
+async fn a_form_sends_a_task_with_the_types_that_its_worker_tells() {
+    let house = House::open().await;
+    let site = house.local();
+    let form = site.until("/send?task=echo", |answer| answer.status == 200).await;
+    form.has(&[
+        "action=\"./api/tasks\"",
+        "argument 1 (string)",
+        "name=\"name\" value=\"echo\"",
+        "name=\"queue\" value=\"mail\"",
+    ]);
+    site.get("/send").await.is(200).has(&[
+        "href=\"./send?task=echo\"",
+        "href=\"./send?task=fail\"",
+        "✓ enabled",
+    ]);
+    site.get("/send?name=cho").await.is(200).has(&["1 tasks that live workers know"]);
+    let registered = site.get("/api/registered").await.is(200).json();
+    let echo = registered.as_array().unwrap().iter().find(|task| task["name"] == "echo").unwrap();
+    assert_eq!(echo["args"][0]["type"], "string");
+    let form = "back=send%3Ftask%3Decho&name=echo&arg=12&queue=mail";
+    let done = site.press("/api/tasks", form).await.is(303);
+    let location = done.header("location");
+    assert!(location.starts_with("../send?task=echo&done=send&sent="), "{location}");
+    let id = TaskId::parse(location.rsplit('=').next().unwrap()).unwrap();
+    let record = house.app.result(id).wait_record(SOON).await.unwrap();
+    assert_eq!(record.results.unwrap().0[0].value, "12", "a text, though it looks like a number");
+    let refused = site.press("/api/tasks", "back=send&name=unknown&arg=1").await.is(404);
+    refused.has(&["No live worker knows the task", "href=\"../send\""]);
+    let refused = site.press("/api/tasks", "back=send&name=echo&queue=mail").await.is(400);
+    refused.has(&["takes 1 arguments, and the form has 0"]);
+    let foreign = [("sec-fetch-site", "cross-site"), ("content-type", "application/x-www-form-urlencoded")];
+    site.ask(request("POST", "/api/tasks", &foreign).body(Body::from(form)).unwrap()).await.is(403);
+}

@@ -19,15 +19,17 @@ const CORPUS: [(&str, &str); 8] = [
     ("</pre></body><iframe src=//x>", "<iframe"),
 ];
 /// Parameters that pages read, and one that none reads.
-const PARAMETERS: [&str; 16] = [
+const PARAMETERS: [&str; 18] = [
     "name",
     "queue",
     "state",
+    "task",
     "error",
     "worker",
     "label",
     "since",
     "after",
+    "from",
     "limit",
     "id",
     "group",

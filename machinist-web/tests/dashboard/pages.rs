@@ -2,14 +2,26 @@
 
 use std::time::Duration;
 
-use machinist::TaskId;
+use machinist::{QueueName, TaskId, record::Record, view::ArgsView, workflow::chain};
+use machinist_conformance::eventually;
+use machinist_web::{Access, Dashboard};
 
-use crate::support::{ECHO, House, SOON, Site};
+use crate::support::{ECHO, FAIL, House, SOON, Site};
 
 /// Addresses of all pages of an application with this task.
 pub(crate) fn all(task: &TaskId) -> Vec<String> {
-    let pages =
-        ["/", "/queues", "/queues/mail", "/tasks", "/failures", "/dead", "/workers", "/periodic", "/nothing"];
+    let pages = [
+        "/",
+        "/queues",
+        "/queues/mail",
+        "/tasks",
+        "/failures",
+        "/dead",
+        "/workers",
+        "/periodic",
+        "/send",
+        "/nothing",
+    ];
     let of_task = [format!("/tasks/{task}"), format!("/workflows/{task}")];
     pages.into_iter().map(str::to_owned).chain(of_task).collect()
 }
@@ -82,6 +94,91 @@ async fn a_result_and_a_queue_and_a_worker_are_shown() {
 }
 
 #[tokio::test]
+async fn the_last_24_hours_are_charts_with_marks_and_a_table() {
+    let house = House::open().await;
+    house.failed("no").await;
+    house.app.client().mark("shop <1.2>").await.unwrap();
+    // A dashboard reads the history once a minute, so each look is at another one.
+    let look = async |path: &str| {
+        house.app.flush_events().await;
+        house.local().get(path).await.is(200)
+    };
+    for path in ["/", "/queues/mail"] {
+        let found = eventually(SOON, async || look(path).await.text.contains("role=\"img\"")).await;
+        assert!(found, "{path}: {:?}", look(path).await);
+        let page = look(path).await.has(&[
+            "The last 24 hours",
+            "Messages per minute",
+            "Messages that wait",
+            "Age of the oldest message",
+            "Wait of 95 % of the messages",
+            "The same as a table, by hour",
+            "<title>shop &lt;1.2&gt;</title>",
+        ]);
+        assert_eq!(page.text.matches("role=\"img\" aria-label=\"").count(), 4, "{path}");
+        assert!(page.text.len() < 100_000, "{path}: {} bytes", page.text.len());
+    }
+    let counted = async || {
+        let history = look("/api/history?queue=mail&since=24h").await.json();
+        let points = history["points"].as_array().unwrap();
+        points
+            .iter()
+            .flat_map(|point| point["tasks"].as_array().unwrap())
+            .any(|task| task["failure"]["count"] == 1)
+    };
+    assert!(eventually(SOON, counted).await, "{:?}", look("/api/history").await);
+    let other = look("/api/history?task=other").await.json();
+    assert_eq!(other["points"], serde_json::json!([]));
+    assert!(other["marks"].as_array().unwrap().iter().any(|mark| mark["text"] == "shop <1.2>"), "{other}");
+    let quiet =
+        Dashboard::new(house.app.clone(), Access::local()).queues([QueueName::parse("quiet").unwrap()]);
+    let page = Site::new(quiet.router()).get("/queues/quiet").await.is(200);
+    assert!(page.text.contains("Nothing is recorded.") && !page.text.contains("role=\"img\""), "{page:?}");
+}
+
+#[tokio::test]
+async fn a_workflow_is_drawn_with_links_to_its_tasks() {
+    let house = House::open().await;
+    let site = house.local();
+    let steps = chain(ECHO.call("the disk is full".to_owned())).then(FAIL.with(()));
+    let sent = house.app.client().send(steps).await.unwrap();
+    let path = format!("/workflows/{}", sent.id());
+    let page = site.until(&path, |answer| answer.text.contains("✕ FAILURE")).await;
+    let page = page.has(&["<svg class=\"graph\"", "✓ SUCCESS", "the disk is full", "Steps"]);
+    let view = site.get(&format!("/api{path}")).await.is(200).json();
+    for step in view["steps"].as_array().unwrap() {
+        let link = format!("href=\"../tasks/{}\"", step["id"].as_str().unwrap());
+        assert_eq!(page.text.matches(&link).count(), 2, "in the graph and in the table: {link}: {page:?}");
+    }
+    let rest =
+        site.get(&format!("{path}?from=1")).await.is(200).has(&["First steps", "<svg class=\"graph\""]);
+    assert_eq!(rest.text.matches("<th scope=\"row\">").count(), 1, "{rest:?}");
+}
+
+#[tokio::test]
+async fn an_application_redacts_arguments_before_anybody_sees_them() {
+    let house = House::open().await;
+    let id = house.failed("card 4111 is refused").await;
+    let redact = |record: &Record, args: ArgsView| {
+        assert_eq!(record.name.as_deref(), Some("fail"));
+        ArgsView::shown(vec!["card ****".into()], args.named_args)
+    };
+    let dashboard = || Dashboard::new(house.app.clone(), Access::local()).redact_args(redact);
+    let site = Site::new(dashboard().router());
+    let page = site.get(&format!("/tasks/{id}")).await.is(200).has(&["&quot;card ****&quot;"]);
+    assert!(!page.text.contains("&quot;card 4111"), "{page:?}");
+    let path = format!("/api/tasks/{id}");
+    assert_eq!(site.get(&path).await.is(200).json()["args"], serde_json::json!(["card ****"]));
+    // What the setting hides stays hidden, whatever the application would show.
+    let hidden =
+        Site::new(dashboard().hide_args(["fail".to_owned()]).router()).get(&path).await.is(200).json();
+    assert!(
+        hidden["args"].is_null() && hidden["args_hidden"].as_str().unwrap().contains("hide_args"),
+        "{hidden}"
+    );
+}
+
+#[tokio::test]
 async fn what_does_not_exist_is_404_with_a_sentence() {
     let house = House::open().await;
     let site = house.local();
@@ -116,6 +213,7 @@ async fn a_wrong_filter_names_the_problem() {
         assert!(api["error"].as_str().unwrap().contains(problem), "{api}");
         site.get(&format!("/tasks?{query}")).await.is(200).has(&["class=\"problem\"", "<form"]);
     }
+    site.get("/api/history?since=soon").await.is(400).has(&["since=soon"]);
     site.get("/api/dead?reason=wrong").await.is(400).has(&["is no reason of a dead letter"]);
 }
 

@@ -1,6 +1,7 @@
 //! Each route and method of the description, for each role, read-only or not: a missing right is 403.
 
 use axum::{body::Body, http::StatusCode};
+use machinist::DeadFilter;
 use machinist_web::{Access, Dashboard, Right, User, UserRole};
 use serde_json::Value;
 
@@ -105,8 +106,106 @@ async fn buttons_are_shown_to_those_who_may_press_them() {
         assert!(!site.get(&path).await.text.contains("method=\"post\""), "{path}");
     }
     assert!(page(&site, format!("/tasks/{id}")).await.contains("no"));
+    let form = site.until("/send?task=echo", |answer| answer.status == 200).await;
+    assert!(!form.text.contains("method=\"post\""), "{form:?}");
+    site.press("/api/tasks", "name=echo&arg=1&queue=mail")
+        .await
+        .is(403)
+        .has(&["does not have the right send"]);
     let dead = page(&purger, "/dead".to_owned()).await;
     assert!(dead.contains("Purge the selected") && !dead.contains("Replay the selected"), "{dead}");
+}
+
+#[tokio::test]
+async fn who_sees_one_queue_finds_nothing_of_another_and_changes_nothing_there() {
+    let house = House::open().await;
+    let id = house.failed("the secret text").await;
+    let whole = house.local();
+    whole.until("/api/workers", |answer| answer.text.contains("\"one\"")).await;
+    let listed = whole.until("/api/failures", |answer| answer.text.contains("secret")).await.json();
+    let group = listed[0]["fingerprint"].as_str().unwrap().to_owned();
+    assert_eq!(listed[0]["queues"], serde_json::json!(["mail"]));
+    let letters = async || house.app.client().dead_letters(&DeadFilter::default(), 10).await.unwrap();
+    let letter = letters().await[0].dead_id.clone();
+    let site = |user: User| {
+        let access = Access::new().authenticator(move |_: &axum::http::request::Parts| Some(user.clone()));
+        Site::new(Dashboard::new(house.app.clone(), access).router())
+    };
+    let stranger = site(User::new("s", UserRole::Admin).only_queues(["other", "mail-*"]));
+    let others = site(User::new("o", UserRole::Admin).only_tasks(["echo", "fail.*"]));
+    let more = [
+        format!("/tasks?group={group}"),
+        format!("/dead?group={group}"),
+        format!("/api/tasks/{id}"),
+        format!("/api/tasks/{id}/log"),
+        format!("/api/tasks/{id}/why"),
+        format!("/api/workflows/{id}"),
+        format!("/api/workflows/{id}/members/s0"),
+    ];
+    let fixed = [
+        "/tasks?state=FAILURE",
+        "/queues/mail?peek=1",
+        "/workers/one",
+        "/send?task=fail",
+        "/api/overview",
+        "/api/queues",
+        "/api/queues/mail",
+        "/api/tasks",
+        "/api/failures",
+        "/api/history?since=24h",
+        "/api/dead",
+        "/api/registered",
+        "/api/workers",
+        "/api/workers/one",
+        "/api/periodic",
+    ];
+    let all: Vec<String> =
+        crate::pages::all(&id).into_iter().chain(more).chain(fixed.map(str::to_owned)).collect();
+    for path in &all {
+        for site in [&stranger, &others] {
+            let answer = site.get(path).await;
+            assert!(!answer.text.contains("secret"), "{path}: {answer:?}");
+            assert!(path.contains(id.as_str()) || !answer.text.contains(id.as_str()), "{path}: {answer:?}");
+        }
+        // What was asked for is repeated where it is not found.
+        if !path.contains("mail") && !path.contains("one") {
+            let answer = stranger.get(path).await;
+            assert!(!answer.text.contains("mail") && !answer.text.contains("\"one\""), "{path}: {answer:?}");
+        }
+    }
+    for path in ["/queues/mail", "/api/queues/mail", "/workers/one"] {
+        stranger.get(path).await.is(404);
+    }
+    let presses = [
+        (format!("/api/tasks/{id}/retry"), ""),
+        (format!("/api/tasks/{id}/revoke"), ""),
+        (format!("/api/failures/{group}/silence"), ""),
+        ("/api/workers/one/pause".to_owned(), ""),
+        ("/api/tasks".to_owned(), "name=fail&arg=1&queue=mail"),
+    ];
+    for (path, form) in presses {
+        for site in [&stranger, &others] {
+            let answer = site.press(&path, form).await;
+            assert!(matches!(answer.status.as_u16(), 403 | 404), "{path}: {answer:?}");
+        }
+    }
+    stranger.press("/api/queues/mail/pause", "").await.is(404);
+    let call = Body::from(r#"{"name": "echo", "args": ["x"], "queue": "mail"}"#);
+    let headers = [("sec-fetch-site", "same-origin")];
+    stranger.ask(request("POST", "/api/tasks", &headers).body(call).unwrap()).await.is(403);
+    stranger.press("/api/dead/purge", &format!("ids={letter}")).await;
+    assert_eq!(letters().await.len(), 1, "the letter is still there");
+    assert_eq!(house.app.result(id.clone()).record().await.unwrap().retried_as, None);
+    whole.get("/queues/mail").await.is(200).has(&["✓ open"]);
+    whole.get("/api/failures").await.has(&["\"silenced_until\":null"]);
+    // Who sees the queue and the task sees and changes them, and not the worker that runs other tasks too.
+    let own = site(User::new("w", UserRole::Admin).only_queues(["ma*"]).only_tasks(["fail"]));
+    own.get(&format!("/tasks/{id}")).await.is(200).has(&["the secret text", "Retry"]);
+    own.until("/dead", |answer| answer.text.contains(id.as_str())).await;
+    own.get("/send").await.is(200).has(&["1 tasks that live workers know"]);
+    own.get("/workers/one").await.is(200);
+    own.press("/api/workers/one/pause", "").await.is(403);
+    own.press(&format!("/api/tasks/{id}/retry"), "").await.is(303);
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Values and their spelling: text that is read as JSON must not change its meaning. Pure.
+//! Values and their spelling, for programs that read arguments as text: what is read as JSON must come out as it was written.
+//! Pure.
 //!
 //! A JSON number becomes an integer of 64 bits or a float, which is written in one way only: 1.10 would become 1.1, and
 //! an integer of 20 digits would lose some. A number alone whose spelling would change stays text. Inside of an array or an
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 /// Reads JSON that keeps its meaning, else text. A number alone keeps its spelling as well. Deep nesting is text too:
 /// the parser refuses it before it uses up the stack.
-pub(crate) fn json_or_text(text: &str) -> Value {
+pub fn json_or_text(text: &str) -> Value {
     match serde_json::from_str(text) {
         Ok(Value::Number(number)) if number.to_string() != text.trim() => Value::from(text.trim()),
         Ok(Value::Number(number)) => Value::Number(number),
@@ -17,8 +18,36 @@ pub(crate) fn json_or_text(text: &str) -> Value {
     }
 }
 
+/// Reads an argument: JSON if it parses as JSON, else text. A number that would arrive with another spelling is text.
+///
+/// # Errors
+/// A sentence that names the number in a JSON text that would arrive with another value.
+pub fn argument(text: &str) -> Result<Value, String> {
+    let value = json_or_text(text);
+    let is_changed_json = value.is_string() && text.trim_start().starts_with(['{', '[']);
+    match first_changed_number(text) {
+        Some(number) if is_changed_json && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => {
+            Err(changed(number))
+        }
+        _ => Ok(value),
+    }
+}
+
+/// Reads a JSON text.
+///
+/// # Errors
+/// A sentence: it is no JSON, or a number in it would arrive with another value.
+pub fn json(text: &str) -> Result<Value, String> {
+    let value = serde_json::from_str(text).map_err(|error| format!("it is no JSON: {error}"))?;
+    first_changed_number(text).map_or(Ok(value), |number| Err(changed(number)))
+}
+
+fn changed(number: &str) -> String {
+    format!("the number {number} would arrive with another value; write it in quotes")
+}
+
 /// Returns a value as it would be written as an argument: text without quotes, unless it would be read as something else.
-pub(crate) fn as_argument(value: &Value) -> String {
+pub fn as_argument(value: &Value) -> String {
     match value {
         Value::String(text) if json_or_text(text).is_string() => text.clone(),
         other => other.to_string(),
@@ -26,7 +55,7 @@ pub(crate) fn as_argument(value: &Value) -> String {
 }
 
 /// Returns the first number of a JSON text that would have another value after it is read.
-pub(crate) fn first_changed_number(json: &str) -> Option<&str> {
+pub fn first_changed_number(json: &str) -> Option<&str> {
     numbers(json).find(|number| match serde_json::from_str::<Value>(number) {
         Ok(Value::Number(read)) => digits(&read.to_string()) != digits(number),
         _ => true,
@@ -115,6 +144,18 @@ mod tests {
         assert_eq!(json_or_text(lost), json!(lost));
         assert_eq!(first_changed_number(lost), Some("12345678901234567890123"));
         assert_eq!(first_changed_number("[0.1, 0.12345678901234567890]"), Some("0.12345678901234567890"));
+    }
+
+    #[test]
+    fn a_changed_number_is_named() {
+        let lost = r#"{"id": 12345678901234567890123}"#;
+        let problem =
+            "the number 12345678901234567890123 would arrive with another value; write it in quotes";
+        assert_eq!(argument(lost), Err(problem.to_owned()));
+        assert_eq!(super::json(lost), Err(problem.to_owned()));
+        assert_eq!((argument("{not json"), argument("2")), (Ok(json!("{not json")), Ok(json!(2))));
+        assert!(super::json("{not json").unwrap_err().starts_with("it is no JSON: "));
+        assert_eq!(super::json("[1.10]"), Ok(json!([1.1])));
     }
 
     #[test]
