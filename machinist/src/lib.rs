@@ -146,3 +146,9 @@ struct ExampleOfWireArg;
 #[cfg(feature = "macros")]
 #[doc = include_str!("../../machinist-macros/src/task_failure.md")]
 struct ExampleOfTaskFailure;
+
+/// The example of `docs/choosing.md` is compiled.
+#[cfg(doctest)]
+#[cfg(feature = "postgres")]
+#[doc = include_str!("../../docs/choosing.md")]
+struct DocsOfChoosing;
