@@ -1,6 +1,6 @@
 //! Exit codes for scripts, and errors with a remedy for people.
 
-use std::{error::Error, fmt, process::ExitCode};
+use std::{error::Error, fmt, iter::successors, process::ExitCode};
 
 pub(crate) use machinist::error::chain_text as chain;
 use machinist::{
@@ -95,6 +95,13 @@ impl CliError {
         Self::new(code, chain(error))
     }
 
+    /// Creates an error from that of an application's own code. A wrong setting or an error of a server among its causes has
+    /// the exit code that it has in every command; any other error has the code `otherwise`.
+    pub(crate) fn from_application(otherwise: Code, error: &(dyn Error + 'static)) -> Self {
+        let mut causes = successors(Some(error), |&error| error.source());
+        Self::from_error(causes.find_map(known_code).unwrap_or(otherwise), error)
+    }
+
     #[must_use]
     pub(crate) fn remedy(self, remedy: impl Into<String>) -> Self {
         Self { remedy: Some(remedy.into()), ..self }
@@ -134,6 +141,15 @@ pub(crate) fn connect_code(error: &ConnectError) -> Code {
         ConnectError::Backend { source, .. } => backend_code(source),
         _ => Code::Configuration,
     }
+}
+
+/// Returns the exit code of one of our errors that an application passes on.
+fn known_code(error: &(dyn Error + 'static)) -> Option<Code> {
+    let settings = || error.downcast_ref::<SettingsError>().map(|_| Code::Configuration);
+    let connect = || error.downcast_ref::<ConnectError>().map(connect_code);
+    let broker = || error.downcast_ref::<BrokerError>().map(broker_code);
+    let backend = || error.downcast_ref::<BackendError>().map(backend_code);
+    settings().or_else(connect).or_else(broker).or_else(backend)
 }
 
 /// Returns the remedy for a server that cannot be reached. The texts of other errors name their own.
@@ -295,6 +311,8 @@ impl From<SendError> for CliError {
 
 #[cfg(test)]
 mod tests {
+    use machinist::error::BoxError;
+
     use super::*;
 
     #[test]
@@ -304,6 +322,39 @@ mod tests {
         assert_eq!(failure.text, "the backend is unavailable: connection refused by redis://:***@cache/0");
         assert_eq!(failure.code, Code::Unreachable);
         assert!(failure.remedy.unwrap().contains("MACHINIST_BACKEND"));
+    }
+
+    /// Error of an application with a cause.
+    #[derive(Debug)]
+    struct OwnError(SettingsError);
+
+    impl fmt::Display for OwnError {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("the shop cannot be opened")
+        }
+    }
+
+    impl Error for OwnError {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn an_error_of_an_application_has_the_exit_code_of_what_caused_it() {
+        let setting = || SettingsError::new("machinist.toml:3", "shop.sender is missing");
+        let away = || BrokerError::Unavailable("connection refused".into());
+        let errors: [(BoxError, Code); 6] = [
+            (Box::new(setting()), Code::Configuration),
+            (Box::new(ConnectError::from(setting())), Code::Configuration),
+            (Box::new(OwnError(setting())), Code::Configuration),
+            (Box::new(away()), Code::Unreachable),
+            (Box::new(BackendError::Unavailable("connection refused".into())), Code::Unreachable),
+            ("the pool is closed".into(), Code::Failed),
+        ];
+        for (error, code) in errors {
+            assert_eq!(CliError::from_application(Code::Failed, &*error).code, code, "{error:?}");
+        }
     }
 
     #[test]

@@ -67,6 +67,22 @@ pub use set_up::SetUpError;
 /// This function creates a Tokio runtime: call it from a `main` that is not async, and call it first. The binary is
 /// started again for each run of a command task, and as process 1 of a container for its own command line; there this
 /// function does something else, and never calls `tasks` in the same process.
+///
+/// # Examples
+/// ```no_run
+/// use machinist::prelude::*;
+/// use std::process::ExitCode;
+///
+/// const GREET: TaskDef<String, String> = TaskDef::new("greet");
+///
+/// async fn greet(State(greeting): State<&'static str>, name: String) -> Result<String, TaskError> {
+///     Ok(format!("{greeting}, {name}"))
+/// }
+///
+/// fn main() -> ExitCode {
+///     machinist_cli::run(|worker| worker.state("Hello").task(GREET, greet))
+/// }
+/// ```
 pub fn run(tasks: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> ExitCode {
     Program::new().run(async |worker| Ok(tasks(worker)))
 }

@@ -131,7 +131,8 @@ impl Program {
     }
 
     /// Adds a command. It gets the settings, from flags, variables and machinist.toml, and its arguments as text, within a
-    /// Tokio runtime. An error is printed with its causes, and the exit code is 1.
+    /// Tokio runtime. An error is printed with its causes, and the exit code is 1. A wrong setting or an error of a server
+    /// among the causes has its own exit code, such as 78 or 69.
     ///
     /// # Panics
     /// When the program runs, if machinist has a command of this name.
@@ -149,8 +150,9 @@ impl Program {
     /// Runs the command of the command line, and returns the exit code of the program.
     ///
     /// `tasks` adds the application's handlers, middleware and state to the worker that the command `worker` starts. It is
-    /// called when the servers are connected. If it fails, the worker ends with the exit code 69, as without a broker, so
-    /// that a service manager starts it again.
+    /// called when the servers are connected, and before the worker takes a task. If it fails, the worker ends with the exit
+    /// code 69, as without a broker, so that a service manager starts it again. A wrong setting among the causes, such as one of
+    /// [`Settings::app_section`], has the exit code 78, because another start would not help.
     ///
     /// Call it first, from a `main` that is not async, as [`run`](crate::run) says.
     pub fn run(
@@ -268,7 +270,7 @@ async fn run_own(
             let ended = (command.run)(settings, arguments).await;
             return match ended {
                 Ok(()) => Ok(Code::Success.into()),
-                Err(error) => Err(CliError::from_error(Code::Failed, &*error).context(name)),
+                Err(error) => Err(CliError::from_application(Code::Failed, &*error).context(name)),
             };
         }
     }

@@ -260,6 +260,26 @@ impl App {
 }
 
 /// Makes an [`App`].
+///
+/// # Examples
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use machinist_core::{App, Codec, sign::{Algorithm, Key}};
+/// use machinist_memory::{MemoryBackend, MemoryBroker};
+/// use std::{sync::Arc, time::Duration};
+///
+/// let app = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()))
+///     .keyring(Key::generate(Algorithm::HmacSha256, "2026-11")?)
+///     .results_ttl(Duration::from_secs(7 * 24 * 3600))
+///     .max_depth("mail".try_into()?, 10_000)
+///     .codec(Codec::Json)
+///     .build()
+///     .await?;
+/// assert_eq!(app.default_queue().as_str(), "default");
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct AppBuilder {
     broker: Arc<dyn Broker>,

@@ -40,6 +40,26 @@ pub use send_buffered::BufferedSend;
 use unique_key::ClaimAnswer;
 
 /// Sends signatures. Cheap to clone; share one per process.
+///
+/// # Examples
+/// ```
+/// # use machinist_core::{TaskDef, TaskError};
+/// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+/// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+/// # let client = app.client();
+/// use std::time::Duration;
+///
+/// let client = app.client();
+/// let sum = client.send(ADD.call((2, 3))).await?;
+/// // A worker runs it, in this process or in another.
+/// # app.drain().await;
+/// assert_eq!(sum.wait(Duration::from_secs(30)).await?, 5);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Client {
     pub(crate) app: App,
@@ -72,6 +92,26 @@ impl Client {
     ///
     /// # Cancel safety
     /// A dropped future leaves the task either queued or not; sending the signature again is safe.
+    ///
+    /// # Examples
+    /// ```
+    /// # use machinist_core::{TaskDef, TaskError};
+    /// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+    /// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+    /// # let client = app.client();
+    /// let signature = ADD.call((2, 3)).retries(5);
+    /// // Both have the same id, so the task runs once.
+    /// let sum = match client.send(signature.clone()).await {
+    ///     Err(error) if error.is_unknown() => client.send(signature).await?,
+    ///     sent => sent?,
+    /// };
+    /// println!("sent {}", sum.id());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn send<S: Sendable>(&self, what: S) -> Result<AsyncResult<S::ResultType>, SendError> {
         let mut sent = self.send_all(vec![what]).await;
         // INVARIANT: one answer for each signature.
@@ -85,6 +125,24 @@ impl Client {
     ///
     /// # Cancel safety
     /// As [`send`](Self::send), for each of them.
+    ///
+    /// # Examples
+    /// ```
+    /// # use machinist_core::{TaskDef, TaskError};
+    /// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+    /// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+    /// # let client = app.client();
+    /// let signatures = (1..=3).map(|n| ADD.call((n, n))).collect();
+    /// for sent in client.send_all(signatures).await {
+    ///     println!("sent {}", sent?.id());
+    /// }
+    /// # assert_eq!(app.drain().await.len(), 3);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn send_all<S: Sendable>(
         &self,
         all: Vec<S>,
@@ -303,6 +361,27 @@ impl Client {
     }
 
     /// The result of a task that was sent earlier, perhaps by another process.
+    ///
+    /// # Examples
+    /// ```
+    /// # use machinist_core::{TaskDef, TaskError};
+    /// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+    /// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+    /// # let client = app.client();
+    /// use machinist_core::TaskId;
+    /// use std::time::Duration;
+    ///
+    /// # let id: String = client.send(ADD.call((2, 3))).await?.id().to_string();
+    /// # app.drain().await;
+    /// // The id as text, from a table or a request:
+    /// let sum = client.result(TaskId::parse(&id)?).typed::<i64>();
+    /// assert_eq!(sum.wait(Duration::from_secs(30)).await?, 5);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn result(&self, id: TaskId) -> AsyncResult<Results> {
         self.app.result(id)
     }

@@ -32,6 +32,29 @@ const MAX_SPAWNED: usize = 1000;
 const NOTE_LIMIT: usize = 1024;
 
 /// One run of a task, as its handler sees it. Cheap to clone.
+///
+/// # Examples
+/// ```
+/// use machinist_core::{TaskContext, TaskDef, TaskError};
+///
+/// const IMPORT: TaskDef<Vec<String>, u64> = TaskDef::new("import");
+///
+/// async fn import(rows: Vec<String>, cx: TaskContext) -> Result<u64, TaskError> {
+///     let total = rows.len() as u64;
+///     for (done, row) in (1..=total).zip(&rows) {
+///         // The id is the same in every attempt: the key of a table of what is done.
+///         println!("task {}, attempt {}: {row}", cx.task_id(), cx.attempt());
+///         cx.progress(done, total, row);
+///     }
+///     Ok(total)
+/// }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), TaskError> {
+/// # let cx = TaskContext::builder().build();
+/// # assert_eq!(machinist_test::run_one(IMPORT, import, vec!["Ada".to_owned()], cx).await?, 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct TaskContext(Arc<RunInfo>);
 
@@ -137,6 +160,28 @@ impl TaskContext {
     ///
     /// A handler that ends with an error after that is run again where the worker shut down or its retry policy
     /// says so. One that does not end is cut off: some seconds later, after a soft timeout at the hard one.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{TaskContext, TaskDef, TaskError};
+    ///
+    /// const POLL: TaskDef<String, ()> = TaskDef::new("poll");
+    /// # async fn answer(_: &str) -> Result<(), TaskError> { std::future::pending().await }
+    ///
+    /// async fn poll(url: String, cx: TaskContext) -> Result<(), TaskError> {
+    ///     tokio::select! {
+    ///         answer = answer(&url) => answer,
+    ///         () = cx.cancellation().cancelled() => Err("the run has to end".into()),
+    ///     }
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let token = tokio_util::sync::CancellationToken::new();
+    /// # token.cancel();
+    /// # let cx = TaskContext::builder().cancellation(token).build();
+    /// # assert!(machinist_test::run_one(POLL, poll, "http://example.org", cx).await.is_err());
+    /// # }
+    /// ```
     pub fn cancellation(&self) -> &CancellationToken {
         self.0.cancel.token()
     }

@@ -112,6 +112,24 @@ impl Client {
     ///
     /// # Cancel safety
     /// A dropped future leaves the task revoked or not.
+    ///
+    /// # Examples
+    /// ```
+    /// # use machinist_core::{TaskDef, TaskError};
+    /// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+    /// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+    /// # let client = app.client();
+    /// use machinist_core::Revoked;
+    /// use std::time::Duration;
+    ///
+    /// let tomorrow = client.send(ADD.call((2, 3)).countdown(Duration::from_secs(24 * 3600))).await?;
+    /// assert_eq!(client.revoke(tomorrow.id()).await?, Revoked::Ended);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn revoke(&self, id: &TaskId) -> Result<Revoked, ControlError> {
         self.revoke_in(id, RevokeMode::Cancel).await
     }
@@ -279,6 +297,26 @@ impl Client {
     ///
     /// # Cancel safety
     /// A dropped future leaves the task sent or not; asking again is fine.
+    ///
+    /// # Examples
+    /// ```
+    /// # use machinist_core::{TaskDef, TaskError};
+    /// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+    /// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+    /// # let client = app.client();
+    /// use std::time::Duration;
+    ///
+    /// client.send(ADD.call((2, 3)).countdown(Duration::from_secs(24 * 3600))).await?;
+    /// for waiting in client.scheduled(10).await? {
+    ///     client.run_now(&waiting.record.id).await?;
+    /// }
+    /// # assert_eq!(app.drain().await.len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn run_now(&self, id: &TaskId) -> Result<(), ControlError> {
         let facts = self.facts(id).await?;
         let Some(waiting) = waiting_attempt(&facts) else {
@@ -313,6 +351,24 @@ impl Client {
     ///
     /// # Cancel safety
     /// A dropped future leaves the task sent or not; asking again is fine.
+    ///
+    /// # Examples
+    /// ```
+    /// # use machinist_core::{TaskDef, TaskError};
+    /// # const FAIL: TaskDef<(), ()> = TaskDef::new("fail");
+    /// # async fn fail() -> Result<(), TaskError> { Err(TaskError::permanent("no")) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let app = machinist_test::TestApp::new(|worker| worker.task(FAIL, fail)).await;
+    /// # let client = app.client();
+    /// # let failed = client.send(FAIL.call(())).await?.id().clone();
+    /// # app.drain().await;
+    /// // When the cause is mended:
+    /// let again = client.retry(&failed).await?;
+    /// assert_ne!(again.id(), &failed);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn retry(&self, id: &TaskId) -> Result<AsyncResult<Results>, ControlError> {
         let facts = self.facts(id).await?;
         let record = fold(id, &facts);

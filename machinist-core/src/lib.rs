@@ -176,3 +176,13 @@ struct DocsOfAdapters;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/options.md")]
 struct DocsOfOptions;
+
+/// The examples of `docs/limits.md` are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/limits.md")]
+struct DocsOfLimits;
+
+/// The example of `docs/from-machinery.md` is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/from-machinery.md")]
+struct DocsOfMachinery;

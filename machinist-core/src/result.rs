@@ -32,6 +32,27 @@ const MAX_CONCURRENT_WAITS: usize = 512;
 ///
 /// It can be stored: it serializes as the task's id, and [`Client::result`](crate::Client::result) opens it
 /// again, in any process.
+///
+/// # Examples
+/// ```
+/// # use machinist_core::{TaskDef, TaskError};
+/// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+/// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+/// # let client = app.client();
+/// use machinist_core::record::TaskState;
+/// use std::time::Duration;
+///
+/// let sum = client.send(ADD.call((2, 3))).await?;
+/// assert_eq!(sum.state().await?, TaskState::Pending);
+/// # app.drain().await;
+/// assert_eq!(sum.wait(Duration::from_secs(30)).await?, 5);
+/// assert_eq!(sum.state().await?, TaskState::Success);
+/// # Ok(())
+/// # }
+/// ```
 pub struct AsyncResult<R = Results> {
     app: App,
     id: TaskId,
@@ -184,6 +205,24 @@ impl<R> AsyncResult<R> {
     ///
     /// # Cancel safety
     /// Safe.
+    ///
+    /// # Examples
+    /// ```
+    /// # use machinist_core::{TaskDef, TaskError};
+    /// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+    /// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+    /// # let client = app.client();
+    /// # let sum = client.send(ADD.call((2, 3))).await?;
+    /// # app.drain().await;
+    /// let record = sum.record().await?;
+    /// assert!(record.state.is_final());
+    /// println!("attempt {} by {:?}, ended at {:?}", record.attempt, record.worker, record.ended_at);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn record(&self) -> Result<Record, ResultError> {
         self.read().await?.ok_or_else(|| ResultError::Unknown { id: self.id.clone() })
     }
@@ -327,6 +366,30 @@ impl<R: FromResults> AsyncResult<R> {
     ///
     /// # Cancel safety
     /// Safe: a dropped future leaves the task as it is.
+    ///
+    /// # Examples
+    /// ```
+    /// # use machinist_core::{TaskDef, TaskError};
+    /// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+    /// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+    /// # let client = app.client();
+    /// use machinist_core::ResultError;
+    /// use std::time::Duration;
+    ///
+    /// # let sum = client.send(ADD.call((2, 3))).await?;
+    /// # app.drain().await;
+    /// match sum.wait(Duration::from_secs(30)).await {
+    ///     Ok(sum) => println!("the sum is {sum}"),
+    ///     Err(ResultError::Timeout { id, .. }) => println!("task {id} goes on"),
+    ///     Err(ResultError::Failed { kind, message, .. }) => println!("failed ({kind}): {message}"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn wait(&self, limit: Duration) -> Result<R, ResultError> {
         self.wait_until(Instant::now() + limit, limit).await.and_then(|record| self.returned(record))
     }
@@ -358,6 +421,27 @@ impl<R: FromResults> AsyncResult<R> {
 ///
 /// # Cancel safety
 /// Safe: a dropped future leaves the tasks as they are.
+///
+/// # Examples
+/// ```
+/// # use machinist_core::{TaskDef, TaskError};
+/// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+/// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+/// # let client = app.client();
+/// use machinist_core::wait_all;
+/// use std::time::Duration;
+///
+/// let sent = client.send_all(vec![ADD.call((1, 1)), ADD.call((2, 2))]).await;
+/// let sent = sent.into_iter().collect::<Result<Vec<_>, _>>()?;
+/// # app.drain().await;
+/// let sums: Result<Vec<i64>, _> = wait_all(&sent, Duration::from_secs(30)).await.into_iter().collect();
+/// assert_eq!(sums?, [2, 4]);
+/// # Ok(())
+/// # }
+/// ```
 pub async fn wait_all<R: FromResults>(
     results: &[AsyncResult<R>],
     limit: Duration,
@@ -379,6 +463,27 @@ pub async fn wait_all<R: FromResults>(
 ///
 /// # Cancel safety
 /// Safe: a dropped future leaves the tasks as they are.
+///
+/// # Examples
+/// ```
+/// # use machinist_core::{TaskDef, TaskError};
+/// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+/// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+/// # let client = app.client();
+/// use machinist_core::wait_any;
+/// use std::time::Duration;
+///
+/// let sent = vec![client.send(ADD.call((1, 1))).await?, client.send(ADD.call((2, 2))).await?];
+/// # app.drain().await;
+/// if let Some((place, sum)) = wait_any(&sent, Duration::from_secs(30)).await {
+///     println!("number {place} has ended with {}", sum?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub async fn wait_any<R: FromResults>(
     results: &[AsyncResult<R>],
     limit: Duration,

@@ -40,6 +40,18 @@ pub struct RetryPolicy {
 }
 
 /// The wait before the next run, as a function of the retries so far.
+///
+/// # Examples
+/// ```
+/// use machinist_core::Backoff;
+/// use std::time::Duration;
+///
+/// let seconds = Duration::from_secs;
+/// // A random share, here a half, of 1, 2, 4, 8, … seconds, at most of a minute.
+/// assert_eq!(Backoff::exponential(seconds(1), seconds(60)).delay(3, 0.5), seconds(4));
+/// assert_eq!(Backoff::fibonacci(seconds(1), seconds(60)).delay(4, 0.5), seconds(8));
+/// assert_eq!(Backoff::list(&[seconds(1), seconds(60)]).delay(9, 0.5), seconds(60));
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

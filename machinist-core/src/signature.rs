@@ -87,6 +87,17 @@ impl SignatureParts {
         requiring(queue, self.requires.iter().map(Tag::as_str))
     }
 
+    /// Returns the reason that only a client can send it, and no worker in the course of a workflow, a run or a schedule.
+    pub(crate) fn for_clients_alone(&self) -> Option<&'static str> {
+        if self.unique.is_some() {
+            return Some(
+                "its task is unique, and only a client checks the key: leave it out, or send the task by itself",
+            );
+        }
+        let why = "its task requires a live worker, and only a client looks for one: leave it out";
+        self.require_worker.then_some(why)
+    }
+
     /// Returns the queue to which it is sent.
     pub(crate) fn queue_name(&self, default: &QueueName) -> Result<QueueName, InvalidName> {
         QueueName::parse(&completed(&self.queue_text(), default.as_str()))
@@ -408,7 +419,8 @@ impl<R> Signature<R> {
         self
     }
 
-    /// Sends it only if no other task has its key, as the rule says. A workflow cannot be unique.
+    /// Sends it only if no other task has its key, as the rule says. A workflow and its steps, a spawned task and a periodic
+    /// task cannot be unique: sending them fails.
     pub fn unique(mut self, rule: Unique) -> Self {
         self.parts.unique = Some(rule);
         self

@@ -171,6 +171,16 @@ impl<A, R> TaskDef<A, R> {
     ///
     /// A value that has no form on the wire (a float that is not a number, a [`Json`](crate::Json) that does not
     /// serialize) is reported when the signature is sent.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::TaskDef;
+    ///
+    /// const MAIL: TaskDef<(String, u32), ()> = TaskDef::new("send_mail").queue("mail").retries(5);
+    ///
+    /// let signature = MAIL.call(("ada@example.org", 7)).retries(1).label("team", "shop");
+    /// assert_eq!(signature.name(), "send_mail");
+    /// ```
     pub fn call(self, args: impl IntoArgs<A>) -> Signature<R> {
         match args.into_args() {
             Ok(args) => Signature::typed(self.name.to_owned(), args).defined(&self.options),

@@ -41,11 +41,27 @@ pub struct TaskError {
 
 impl TaskError {
     /// An ordinary failure: tried again as the retry policy says.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{TaskError, worker::ErrorClass};
+    ///
+    /// let error = TaskError::new("the shop does not answer");
+    /// assert_eq!(error.class(), ErrorClass::Retry);
+    /// ```
     pub fn new(error: impl Into<BoxError>) -> Self {
         Self::with(Disposition::Failed, error)
     }
 
     /// A failure that trying again cannot mend: the task ends in FAILURE now, whatever retries are left.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{TaskError, worker::ErrorClass};
+    ///
+    /// let error = TaskError::permanent("there is no such customer");
+    /// assert_eq!(error.class(), ErrorClass::Permanent);
+    /// ```
     pub fn permanent(error: impl Into<BoxError>) -> Self {
         Self::with(Disposition::Permanent, error)
     }
@@ -68,6 +84,16 @@ impl TaskError {
     ///
     /// This spends none of the retries; a separate cap on postponements
     /// ([`RetryPolicy::max_postponements`](crate::RetryPolicy::max_postponements)) stops an endless loop.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{TaskError, worker::ErrorClass};
+    /// use std::time::Duration;
+    ///
+    /// let error = TaskError::retry_in(Duration::from_secs(30)).because("the export is not ready");
+    /// assert_eq!(error.class(), ErrorClass::Postpone(Duration::from_secs(30)));
+    /// assert_eq!(error.to_string(), "the export is not ready");
+    /// ```
     #[doc(alias = "ErrRetryTaskLater")]
     pub fn retry_in(delay: Duration) -> Self {
         Self::with(Disposition::RetryIn(delay), "the task asked to be run later")
@@ -76,11 +102,35 @@ impl TaskError {
     /// Not now, and none of the tasks that share the rate limit: a service asked for a pause, as HTTP 429 with `Retry-After`
     /// does. The task runs again after `delay`, as with [`retry_in`](Self::retry_in), and no task of the same limit and key
     /// starts before that. Without a rate limit it is the same as `retry_in`.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::TaskError;
+    /// use std::time::Duration;
+    ///
+    /// fn check(status: u16, retry_after: u64) -> Result<(), TaskError> {
+    ///     match status {
+    ///         429 => Err(TaskError::rate_limited(Duration::from_secs(retry_after))),
+    ///         _ => Ok(()),
+    ///     }
+    /// }
+    /// ```
     pub fn rate_limited(delay: Duration) -> Self {
         Self::with(Disposition::RateLimited(delay), "the rate limit of a service was reached")
     }
 
     /// The arguments do not fit the handler: FAILURE/malformed, never tried again.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::TaskError;
+    ///
+    /// fn user_of(address: &str) -> Result<&str, TaskError> {
+    ///     let (user, _host) = address.split_once('@').ok_or_else(|| TaskError::malformed("an address has an @"))?;
+    ///     Ok(user)
+    /// }
+    /// # assert!(user_of("ada").is_err());
+    /// ```
     pub fn malformed(error: impl Into<BoxError>) -> Self {
         Self::with(Disposition::Malformed, error)
     }

@@ -1,4 +1,6 @@
 //! Macros of machinist, re-exported by the crate `machinist`. None of them is ever required.
+//!
+//! Their examples need that crate, which compiles and runs them.
 
 mod duration;
 mod failure;
@@ -19,16 +21,7 @@ use syn::{DeriveInput, ItemFn, parse_macro_input};
 /// `backoff`, `backoff_list`, `retry_for`, `retry_timeouts`, `max_postponements`, `requires`, `timeout`, `soft_timeout`, `priority`,
 /// `expires_in`. Their values are constant expressions; a duration can also be text, such as `"30s"` or `"1h 30m"`.
 ///
-/// # Examples
-/// ```text
-/// #[machinist::task(queue = "mail", retries = 5, timeout = "1m")]
-/// async fn send_mail(to: String, State(mailer): State<Mailer>) -> Result<(), TaskError> { … }
-///
-/// let worker = Worker::builder(&app).state(mailer).task(SEND_MAIL, send_mail).build()?;
-/// app.client().send(SEND_MAIL.call("ada@example.org")).await?;
-/// ```
-///
-/// `machinist/tests/macros.rs` has examples that run.
+#[cfg_attr(not(doctest), doc = include_str!("task.md"))]
 #[proc_macro_attribute]
 pub fn task(options: TokenStream, function: TokenStream) -> TokenStream {
     let options = parse_macro_input!(options as options::TaskAttributes);
@@ -38,6 +31,8 @@ pub fn task(options: TokenStream, function: TokenStream) -> TokenStream {
 
 /// Gives a type that serde can write and read a form on the wire, so that it is an argument or a result without
 /// `Json<T>`. The form is the same as that of `Json<T>`.
+///
+#[cfg_attr(not(doctest), doc = include_str!("wire_arg.md"))]
 #[proc_macro_derive(WireArg, attributes(machinist))]
 pub fn wire_arg(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
@@ -48,6 +43,8 @@ pub fn wire_arg(input: TokenStream) -> TokenStream {
 /// `#[task_error(retry_after = "30s")]` or `#[task_error(retry_in = "30s")]`, on the type or on the variants of an enum. A
 /// variant without an attribute follows the type's; a type without one is retried as the policy says.
 /// `#[task_error(transparent)]` on a variant with one field asks that field.
+///
+#[cfg_attr(not(doctest), doc = include_str!("task_failure.md"))]
 #[proc_macro_derive(TaskFailure, attributes(task_error, machinist))]
 pub fn task_failure(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);

@@ -41,6 +41,31 @@ type Adjust = Box<dyn Fn(AppBuilder) -> AppBuilder + Send + Sync>;
 /// [`drain_scheduled`](Self::drain_scheduled) let time pass between runs, in which nothing happens and which costs nothing.
 /// Each of them starts a worker and stops it again, so all promises of a worker hold: retries, expiries, time limits,
 /// records, workflows. Periodic tasks are sent only while a worker runs.
+///
+/// # Examples
+/// ```
+/// use machinist_core::{TaskDef, TaskError};
+/// use machinist_test::TestApp;
+/// use std::time::Duration;
+///
+/// const REPORT: TaskDef<u32, String> = TaskDef::new("report");
+///
+/// async fn report(year: u32) -> Result<String, TaskError> {
+///     Ok(format!("sales of {year}"))
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// const DAY: Duration = Duration::from_secs(24 * 3600);
+/// let app = TestApp::new(|worker| worker.task(REPORT, report)).await;
+/// let sent = app.send(REPORT.call(2026).countdown(DAY)).await;
+///
+/// assert!(app.drain().await.is_empty());
+/// assert_eq!(app.travel(DAY).await.len(), 1);
+/// assert_eq!(sent.wait(DAY).await?, "sales of 2026");
+/// # Ok(())
+/// # }
+/// ```
 pub struct TestApp {
     app: App,
     broker: MemoryBroker,

@@ -35,6 +35,23 @@ impl fmt::Display for Enqueued {
 type Check = (String, Box<dyn Fn(&Enqueued) -> bool>);
 
 /// Pattern for tasks that wait. Without options it fits every task.
+///
+/// # Examples
+/// ```
+/// use machinist_core::{TaskDef, TaskError};
+/// use machinist_test::{EnqueuedPattern, TestApp};
+///
+/// const MAIL: TaskDef<(String, u32), ()> = TaskDef::new("mail.send").queue("mail");
+///
+/// # async fn mail(_to: String, _template: u32) -> Result<(), TaskError> { Ok(()) }
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// # let app = TestApp::new(|worker| worker.task(MAIL, mail)).await;
+/// app.send(MAIL.call(("ada@example.org", 7))).await;
+/// let welcome = EnqueuedPattern::new().name("mail.*").queue("mail").arg((1, 7));
+/// assert_eq!(app.enqueued().iter().filter(|one| welcome.fits(one)).count(), 1);
+/// # }
+/// ```
 #[derive(Default)]
 #[must_use]
 pub struct EnqueuedPattern {

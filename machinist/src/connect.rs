@@ -384,6 +384,20 @@ pub trait AppExt: Sized {
     ///
     /// # Cancel safety
     /// Safe: open connections are closed.
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # std::env::set_current_dir(&folder)?;
+    /// use machinist::prelude::*;
+    ///
+    /// let app = App::from_env().await?;
+    /// # drop(app);
+    /// # Ok(())
+    /// # }
+    /// ```
     fn from_env() -> impl Future<Output = Result<Self, ConnectError>> + Send;
 
     /// Builds an application from settings.

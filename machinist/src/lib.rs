@@ -129,3 +129,27 @@ pub mod prelude {
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// The example of `#[machinist::task]` is compiled and run.
+#[cfg(doctest)]
+#[cfg(feature = "macros")]
+#[doc = include_str!("../../machinist-macros/src/task.md")]
+struct ExampleOfTask;
+
+/// The example of the derive of `WireArg` is compiled and run.
+#[cfg(doctest)]
+#[cfg(feature = "macros")]
+#[doc = include_str!("../../machinist-macros/src/wire_arg.md")]
+struct ExampleOfWireArg;
+
+/// The example of the derive of `TaskFailure` is compiled and run.
+#[cfg(doctest)]
+#[cfg(feature = "macros")]
+#[doc = include_str!("../../machinist-macros/src/task_failure.md")]
+struct ExampleOfTaskFailure;
+
+/// The example of `docs/choosing.md` is compiled.
+#[cfg(doctest)]
+#[cfg(feature = "postgres")]
+#[doc = include_str!("../../docs/choosing.md")]
+struct DocsOfChoosing;

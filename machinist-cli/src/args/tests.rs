@@ -1,8 +1,10 @@
 //! Tests of the syntax of the command line.
 
+use std::{fs, path::Path};
+
 use super::value::{expiry, instant};
 use super::*;
-use clap::CommandFactory;
+use clap::{CommandFactory, error::ErrorKind};
 use machinist::settings::setting_infos;
 
 fn send(line: &str) -> Result<SendArgs, clap::Error> {
@@ -173,4 +175,89 @@ fn what_contradicts_itself_is_refused() {
     assert!(send("add --priority 10").is_err());
     assert!(send("add --count 0").is_err());
     assert!(send("add --queue x.dead").is_err());
+}
+
+/// Returns the commands of machinist in a line of a shell, without what the shell does with them.
+fn commands(line: &str) -> Vec<Vec<String>> {
+    let mut all = vec![Vec::new()];
+    let (mut word, mut quote, mut redirected) = (None::<String>, None, false);
+    for c in line.chars().chain([' ']) {
+        match quote {
+            Some(end) if c == end => quote = None,
+            Some(_) => word.get_or_insert_default().push(c),
+            None if matches!(c, '\'' | '"') => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            // The rest is a comment.
+            None if c == '#' && word.is_none() => break,
+            None if c.is_whitespace() || matches!(c, '&' | '|' | ';' | '>') => {
+                if let (Some(word), false, Some(command)) = (word.take(), redirected, all.last_mut()) {
+                    command.push(word);
+                }
+                if matches!(c, '&' | '|' | ';') {
+                    all.push(Vec::new());
+                }
+                redirected = c == '>' || redirected && c.is_whitespace();
+            }
+            None => word.get_or_insert_default().push(c),
+        }
+    }
+    all.retain(|command| command.first().is_some_and(|program| program == "machinist"));
+    all
+}
+
+#[test]
+fn a_line_of_a_shell_has_commands() {
+    let line = "machinist keygen && export A=b; machinist send a 'b c' \"d\" > out.txt & # machinist no";
+    let words = |line: &str| commands(line).iter().map(|command| command.join("_")).collect::<Vec<_>>();
+    assert_eq!(words(line), ["machinist_keygen", "machinist_send_a_b c_d"]);
+    assert!(words("machinist: the dashboard is ready").is_empty());
+}
+
+/// Returns the commands of a page that a reader types, and those that its text names.
+fn commands_of(page: &str) -> (Vec<Vec<String>>, Vec<Vec<String>>) {
+    let (mut typed, mut prose, mut fence) = (Vec::new(), String::new(), None);
+    for line in page.lines().map(str::trim) {
+        match (line.strip_prefix("```"), fence) {
+            (Some(language), None) => fence = Some(language),
+            (Some(_), Some(_)) => fence = None,
+            // The other lines are what the commands print.
+            (None, Some("console")) => typed.extend(line.strip_prefix("$ ").into_iter().flat_map(commands)),
+            (None, Some("sh" | "text")) => typed.extend(commands(line.trim_start_matches("$ "))),
+            (None, Some(_)) => {}
+            (None, None) => prose = prose + line + " ",
+        }
+    }
+    // Spans of code, without those that stand for several commands.
+    let named = prose.split('`').skip(1).step_by(2).filter(|span| !span.contains(['|', '[', '…']));
+    (typed, named.flat_map(commands).collect())
+}
+
+#[cfg(all(feature = "web", feature = "sqlite", feature = "postgres"))]
+#[test]
+fn the_program_understands_the_commands_of_all_pages() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let pages = |folder: &str| -> Vec<_> {
+        let paths = fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.extension().is_some_and(|kind| kind == "md")).collect()
+    };
+    let readmes = ["README.md", "machinist-cli/README.md"].map(|page| root.join(page));
+    let mut number = 0;
+    for page in pages("docs").into_iter().chain(pages("docs/book")).chain(readmes) {
+        let (typed, named) = commands_of(&fs::read_to_string(&page).unwrap());
+        number += typed.len();
+        for command in typed {
+            if let Err(error) = Cli::try_parse_from(&command) {
+                panic!("{}: {command:?}: {error}", page.display());
+            }
+        }
+        for command in named {
+            // The text may leave out arguments, and names values in capitals.
+            let kind = Cli::try_parse_from(&command).err().map(|error| error.kind());
+            let unknown = matches!(kind, Some(ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand));
+            assert!(!unknown, "{}: {command:?}: {kind:?}", page.display());
+        }
+    }
+    assert!(number > 60, "{number} commands are on the pages");
 }

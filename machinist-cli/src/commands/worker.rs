@@ -60,7 +60,8 @@ pub(super) async fn run(
     let commands = command_tasks(settings, &host)?;
     let builder = settings.configure(Worker::builder(&app)).set_log_level(telemetry::set_level);
     let builder = build(builder).await.map_err(|error| {
-        CliError::from_error(Code::Unreachable, &*error).context("the application cannot set up its tasks")
+        CliError::from_application(Code::Unreachable, &*error)
+            .context("the application cannot set up its tasks")
     })?;
     let worker = build_worker(builder, commands, args.demo)?;
     note_unconsumed(settings, &worker);
@@ -327,5 +328,79 @@ impl StopSignals {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use clap::Parser;
+    use machinist::{
+        App, AppExt, Connector, Signature,
+        backend::Backend,
+        broker::Broker,
+        connector::{ConnectRequest, ConnectorError},
+        memory::{MemoryBackend, MemoryBroker, MessagePlace},
+        url::{Reach, Scheme},
+    };
+
+    use super::*;
+    use crate::{
+        args::{Cli, CliCommand},
+        set_up::SetUpError,
+    };
+
+    /// Servers of `shelf://`, which outlive a worker.
+    #[derive(Debug, Clone)]
+    struct Shelf(MemoryBroker, MemoryBackend);
+
+    #[async_trait]
+    impl Connector for Shelf {
+        fn schemes(&self) -> Vec<Scheme> {
+            vec![Scheme::both("shelf", Reach::Network { over_tls: None })]
+        }
+
+        async fn broker(&self, _: &ConnectRequest<'_>) -> Result<Arc<dyn Broker>, ConnectorError> {
+            Ok(Arc::new(self.0.connect()))
+        }
+
+        async fn backend(&self, _: &ConnectRequest<'_>) -> Result<Arc<dyn Backend>, ConnectorError> {
+            Ok(Arc::new(self.1.clone()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_set_up_that_fails_says_why_and_takes_no_task() {
+        let shelf = Shelf(MemoryBroker::new(), MemoryBackend::new());
+        let connectors = Connectors::default().with(shelf.clone());
+        let url = || Some("shelf://a".to_owned());
+        let flags = Overrides { broker: url(), backend: url(), allow_unsigned: true, ..Overrides::default() };
+        let settings = Settings::load_with(&connectors, flags.clone()).unwrap();
+        let app = App::from_settings(&settings).await.unwrap();
+        app.client().send(Signature::new("clean")).await.unwrap();
+
+        let refused = std::io::Error::other("connection refused by postgres://shop:geheim@db/shop");
+        let unset = SettingsError::new("machinist.toml:3", "app.sender is missing");
+        for (error, code, text) in [
+            (
+                SetUpError::from(refused),
+                Code::Unreachable,
+                "connection refused by postgres://shop:***@db/shop",
+            ),
+            (SetUpError::from(unset), Code::Configuration, "machinist.toml:3: app.sender is missing"),
+        ] {
+            let Ok(CliCommand::Worker(args)) =
+                Cli::try_parse_from(["machinist", "worker"]).map(|cli| cli.command)
+            else {
+                panic!("the command line of a worker")
+            };
+            let build: BuildWorker<'_> = Box::new(|_| Box::pin(async move { Err(error) }));
+            let ended = Box::pin(run(args, flags.clone(), &connectors, build, None)).await;
+            let failure = ended.unwrap_err();
+            assert_eq!(failure.code, code);
+            assert_eq!(failure.text, format!("the application cannot set up its tasks: {text}"));
+        }
+        let held = shelf.0.held();
+        assert!(held.len() == 1 && matches!(held[0].place, MessagePlace::Ready), "{held:?}");
     }
 }

@@ -83,6 +83,27 @@ impl Client {
     ///
     /// # Cancel safety
     /// A dropped future leaves the task either accepted or not.
+    ///
+    /// # Examples
+    /// ```
+    /// # use machinist_core::{TaskDef, TaskError};
+    /// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+    /// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+    /// # let client = app.client();
+    /// use std::time::Duration;
+    ///
+    /// let accepted = client.send_buffered(ADD.call((2, 3))).await?;
+    /// println!("accepted {}", accepted.id());
+    ///
+    /// // Before the process ends:
+    /// let counts = client.flush_buffer(Duration::from_secs(10)).await;
+    /// assert_eq!((counts.waiting, counts.dropped), (0, 0));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn send_buffered<S: Sendable>(
         &self,
         what: S,

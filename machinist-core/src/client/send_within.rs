@@ -30,6 +30,24 @@ impl Client {
     ///
     /// # Cancel safety
     /// As [`send`](Self::send).
+    ///
+    /// # Examples
+    /// ```
+    /// # use machinist_core::{TaskDef, TaskError};
+    /// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+    /// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+    /// # let client = app.client();
+    /// use std::time::Duration;
+    ///
+    /// // A restart of the broker takes a few seconds. The request that sends this can wait for it.
+    /// let sum = client.send_within(ADD.call((2, 3)), Duration::from_secs(20)).await?;
+    /// # drop(sum);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn send_within<S: Sendable + Clone>(
         &self,
         what: S,
@@ -52,6 +70,27 @@ impl Client {
     ///
     /// # Cancel safety
     /// As [`send`](Self::send).
+    ///
+    /// # Examples
+    /// ```
+    /// # use machinist_core::{TaskDef, TaskError};
+    /// # const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+    /// # async fn add(a: i64, b: i64) -> Result<i64, TaskError> { Ok(a + b) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let app = machinist_test::TestApp::new(|worker| worker.task(ADD, add)).await;
+    /// # let client = app.client();
+    /// use machinist_core::SendError;
+    /// use std::time::Duration;
+    ///
+    /// match client.send_when_room(ADD.call((2, 3)), Duration::from_secs(60)).await {
+    ///     Ok(sent) => println!("sent {}", sent.id()),
+    ///     Err(SendError::QueueFull { queue, depth, .. }) => println!("queue {queue} still has {depth} tasks"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn send_when_room<S: Sendable + Clone>(
         &self,
         what: S,

@@ -72,7 +72,7 @@ impl Periodic {
     ///
     /// # Errors
     /// [`PeriodicError::Name`], and [`PeriodicError::Invalid`] for a signature with an ETA, a countdown, or an instant of
-    /// expiry.
+    /// expiry, and for one that is unique or requires a live worker.
     pub fn new<R>(
         name: impl Into<String>,
         schedule: Schedule,
@@ -84,7 +84,7 @@ impl Periodic {
         }
         let parts = signature.parts;
         let invalid = |why: &str| PeriodicError::Invalid { name: name.clone(), why: why.to_owned() };
-        if let Some(why) = &parts.unsendable {
+        if let Some(why) = parts.unsendable.as_deref().or_else(|| parts.for_clients_alone()) {
             return Err(invalid(why));
         }
         if parts.flow.is_some() {
@@ -200,5 +200,24 @@ impl Periodic {
             schedule: self.plan.schedule.stored(),
             policies: self.plan.policies.clone(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unique::Unique;
+
+    #[test]
+    fn options_that_only_a_client_honours_are_refused() {
+        let report = || Signature::new("report");
+        for (signature, says) in [
+            (report().unique(Unique::new()), "its task is unique"),
+            (report().require_worker(), "requires a live worker"),
+        ] {
+            let schedule = Schedule::cron("0 3 * * *").unwrap();
+            let error = Periodic::new("nightly", schedule, signature).unwrap_err().to_string();
+            assert!(error.starts_with("periodic task nightly: ") && error.contains(says), "{error}");
+        }
     }
 }

@@ -43,6 +43,37 @@ pub(super) struct NewTask {
 pub(super) type AdjustOptions = Box<dyn FnOnce(Option<&mut TaskOptions>) + Send>;
 
 /// Builds a [`Worker`](super::Worker). [`build`](Self::build) checks everything.
+///
+/// # Examples
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use machinist_core::App;
+/// # use machinist_memory::{MemoryBackend, MemoryBroker};
+/// # let app = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new())).build().await?;
+/// use machinist_core::{State, TaskDef, TaskError, Worker};
+/// use std::{sync::Arc, time::Duration};
+///
+/// struct Mailer;
+///
+/// const WELCOME: TaskDef<String, ()> = TaskDef::new("welcome");
+///
+/// async fn welcome(State(mailer): State<Arc<Mailer>>, address: String) -> Result<(), TaskError> {
+///     # let _ = (mailer, address);
+///     Ok(())
+/// }
+///
+/// let worker = Worker::builder(&app)
+///     .queue("mail")
+///     .concurrency(4)
+///     .grace(Duration::from_secs(60))
+///     .state(Arc::new(Mailer))
+///     .task(WELCOME, welcome)
+///     .build()?;
+/// assert_eq!(worker.tasks()[0].as_str(), "welcome");
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct WorkerBuilder {
     pub(super) app: App,
@@ -268,6 +299,21 @@ impl WorkerBuilder {
     }
 
     /// Registers a function that blocks its thread; it runs on tokio's pool of blocking threads.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{TaskDef, TaskError, WorkerBuilder};
+    ///
+    /// const SIZE: TaskDef<String, u64> = TaskDef::new("size");
+    ///
+    /// fn size(path: String) -> Result<u64, TaskError> {
+    ///     Ok(std::fs::metadata(path)?.len())
+    /// }
+    ///
+    /// fn with_size(worker: WorkerBuilder) -> WorkerBuilder {
+    ///     worker.task_blocking(SIZE, size)
+    /// }
+    /// ```
     pub fn task_blocking<A, R, Via, H>(self, def: TaskDef<A, R>, handler: H) -> Self
     where
         H: BlockingHandler<Via, A, R>,

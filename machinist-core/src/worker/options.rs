@@ -17,6 +17,21 @@ use crate::{
 };
 
 /// Options of a task. They hold for everything that the task's signature does not set.
+///
+/// # Examples
+/// ```
+/// use machinist_core::{Backoff, WorkerBuilder, worker::TaskOptions};
+/// use std::time::Duration;
+///
+/// fn with_patience(worker: WorkerBuilder) -> WorkerBuilder {
+///     let options = TaskOptions::new()
+///         .retries(8)
+///         .backoff(Backoff::fixed(Duration::from_secs(30)))
+///         .timeout(Duration::from_secs(120))
+///         .keep_args(true);
+///     worker.options("send_mail", options)
+/// }
+/// ```
 #[derive(Clone, Default)]
 pub struct TaskOptions {
     pub(super) retry: Option<RetryPolicy>,

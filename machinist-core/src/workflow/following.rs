@@ -31,9 +31,9 @@ pub struct Immutable<R>(Signature<R>);
 
 impl<A, R> TaskDef<A, R> {
     /// Makes the task a step of a workflow: these arguments, then the results of what comes before it. `()` gives none, and a
-    /// tuple as many as are missing.
+    /// tuple as many as are missing. The step has the options of the definition, as a [call](Self::call) has.
     pub fn with<G>(self, given: G) -> Following<A, R, G> {
-        let signature = Signature::typed(self.name().to_owned(), Vec::new());
+        let signature = Signature::typed(self.name().to_owned(), Vec::new()).defined(self.options());
         Following { signature, given, types: std::marker::PhantomData }
     }
 }
@@ -238,4 +238,61 @@ ends_with! {
     [G1 G2 G3 G4 G5 G6 G7] [];
     [G1 G2 G3 G4 G5 G6 G7] [P1];
     [G1 G2 G3 G4 G5 G6 G7 G8] [];
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::workflow::{chain, chord, graph};
+
+    const RESIZE: TaskDef<(i64, String), String> = TaskDef::new("resize")
+        .queue("images")
+        .requires(&["gpu"])
+        .priority(7)
+        .expires_in(Duration::from_secs(60))
+        .retries(5)
+        .max_postponements(9);
+
+    #[test]
+    fn a_step_has_the_options_of_its_definition_as_a_call_has() {
+        let step = NextStep::<String>::into_step(RESIZE.with((640,)), "a".to_owned()).signature;
+        let call = RESIZE.call((640, "cat.png")).parts;
+        assert_eq!(step.queue_text(), "images+gpu");
+        assert_eq!(step.queue_text(), call.queue_text());
+        assert_eq!((step.priority, step.expires), (call.priority, call.expires));
+        assert_eq!((&step.retry, &step.defined_retry), (&call.retry, &call.defined_retry));
+    }
+
+    #[test]
+    fn the_options_of_a_step_go_before_those_of_its_definition() {
+        let step = RESIZE.with((640,)).options(|resize| resize.queue("urgent").retries(1));
+        let step = NextStep::<String>::into_step(step, "a".to_owned()).signature;
+        assert_eq!((step.queue_text().as_str(), step.priority), ("urgent+gpu", Some(7)));
+        let retry = step.retry.unwrap();
+        assert_eq!(
+            (retry.max_retries, retry.max_postponements),
+            (1, 9),
+            "the rest is that of the definition"
+        );
+    }
+
+    #[test]
+    fn every_kind_of_workflow_keeps_the_queues_of_its_definitions() {
+        const FETCH: TaskDef<String, String> = TaskDef::new("fetch").queue("net");
+        const JOIN: TaskDef<Vec<String>, ()> = TaskDef::new("join").queue("local");
+        let chained = chain(FETCH.call("a")).then(RESIZE.with((640,)));
+        let joined = chord(["a", "b"].map(|url| FETCH.call(url)), JOIN.with(()));
+        let graphed = graph(|graph| {
+            let page = graph.task(FETCH.call("a"));
+            graph.task(RESIZE.with((640,)).after(&page))
+        });
+        let queues = |steps: &[StepPlan]| -> Vec<String> {
+            steps.iter().map(|step| step.signature.queue_text()).collect()
+        };
+        assert_eq!(queues(&chained.steps), ["net", "images+gpu"]);
+        assert_eq!(queues(&joined.steps), ["net", "local"]);
+        assert_eq!(queues(&graphed.steps), ["net", "images+gpu"]);
+    }
 }

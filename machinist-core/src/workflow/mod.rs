@@ -37,6 +37,28 @@ const RESULTS: &str = "results";
 /// Tasks that belong together, ready to be sent; `R` is what the result of the last one is read as.
 ///
 /// A workflow keeps its root's id, so sending it again never makes a second one.
+///
+/// # Examples
+/// ```
+/// # use machinist_core::TaskError;
+/// # async fn double(n: i64) -> Result<i64, TaskError> { Ok(2 * n) }
+/// # async fn sum(all: Vec<i64>) -> Result<i64, TaskError> { Ok(all.into_iter().sum()) }
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let app = machinist_test::TestApp::new(|worker| worker.task(DOUBLE, double).task(SUM, sum)).await;
+/// use machinist_core::{TaskDef, workflow::chord};
+/// use std::time::Duration;
+///
+/// const DOUBLE: TaskDef<i64, i64> = TaskDef::new("double");
+/// const SUM: TaskDef<Vec<i64>, i64> = TaskDef::new("sum");
+///
+/// let total = chord([1, 2, 3].map(|n: i64| DOUBLE.call(n)), SUM.with(())).name("total");
+/// let sent = app.client().send(total).await?;
+/// # app.drain_scheduled().await;
+/// assert_eq!(sent.wait(Duration::from_secs(30)).await?, 12);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a workflow does nothing until it is sent"]
 pub struct Workflow<R = Results> {
     pub(crate) root: SignatureParts,

@@ -478,7 +478,7 @@ fn add_catches(known: &Known<'_>, steps: &mut [Step]) {
 fn template(plan: &StepPlan) -> Result<Step, WorkflowError> {
     let parts = &plan.signature;
     let refuse = |why: &str| Err(error(&plan.name, why));
-    if let Some(why) = &parts.unsendable {
+    if let Some(why) = parts.unsendable.as_deref().or_else(|| parts.for_clients_alone()) {
         return refuse(why);
     }
     let millis = |t: std::time::Duration| u64::try_from(t.as_millis()).unwrap_or(u64::MAX);

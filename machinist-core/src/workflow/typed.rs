@@ -170,6 +170,19 @@ tuples! {
 /// GroupMembers of the same kind that run side by side; `R` is what each returns.
 ///
 /// Unless a policy says otherwise, the group fails with its first member that fails.
+///
+/// # Examples
+/// ```
+/// use machinist_core::{TaskDef, workflow::{Outcome, Workflow, group}};
+///
+/// const FETCH: TaskDef<String, String> = TaskDef::new("fetch");
+///
+/// let pages = || group(["https://example.org/a", "https://example.org/b"].map(|url| FETCH.call(url)));
+/// // Goes on without a page that cannot be fetched:
+/// let most: Workflow<Vec<String>> = pages().tolerate(1).into();
+/// // Goes on with the outcome of each page:
+/// let all: Workflow<Vec<Outcome<String>>> = pages().collect();
+/// ```
 #[must_use = "a group does nothing until it is sent"]
 #[derive(Debug, Clone)]
 pub struct Group<R>(Workflow<Vec<R>>);

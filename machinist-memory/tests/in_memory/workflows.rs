@@ -9,7 +9,7 @@ use std::{
 };
 
 use machinist_core::{
-    App, Arg, Revoked, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
+    App, Arg, Revoked, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Unique, Worker,
     backend::Commit,
     id::{RecordId, RecordKind},
     record::{FailureKind, TaskState},
@@ -655,6 +655,8 @@ async fn what_is_no_workflow_is_refused_with_the_step_and_the_remedy() {
             "give a duration",
         ),
         (vec![StepPlan::new("a", inc()).on_error(["a"])], "without `on_error`"),
+        (vec![StepPlan::new("a", inc().unique(Unique::new()))], "its task is unique"),
+        (vec![StepPlan::new("a", inc().require_worker())], "requires a live worker"),
     ] {
         assert!(refused(steps).contains(says), "{says}");
     }

@@ -160,6 +160,20 @@ impl<T> Setting<T> {
 }
 
 /// All settings.
+///
+/// # Examples
+/// ```
+/// use machinist::settings::{Overrides, Settings};
+/// use std::path::Path;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let file = "[worker]\nconcurrency = 4";
+/// let settings = Settings::resolve(Overrides::default(), &|_| None, Some((Path::new("machinist.toml"), file)))?;
+/// assert_eq!(settings.worker.concurrency.value, 4);
+/// assert_eq!(settings.worker.concurrency.origin.to_string(), "machinist.toml:2");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Settings {

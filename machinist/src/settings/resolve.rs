@@ -27,6 +27,21 @@ impl Settings {
     ///
     /// # Errors
     /// [`SettingsError`] names the value that does not fit, and its place.
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # std::env::set_current_dir(&folder)?;
+    /// use machinist::{prelude::*, settings::{Overrides, Settings}};
+    ///
+    /// let settings = Settings::load(Overrides { concurrency: Some(4), ..Overrides::default() })?;
+    /// let app = App::from_settings(&settings).await?;
+    /// # drop(app);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn load(flags: Overrides) -> Result<Self, SettingsError> {
         Self::load_with(&Connectors::default(), flags)
     }
