@@ -369,3 +369,26 @@ async fn a_reload_replaces_queues_tags_and_hours_and_takes_back_what_orders_have
     stages.advance();
     running.await.unwrap().unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_order_to_a_process_that_has_gone_is_not_done_and_says_why() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let worker = Worker::builder(&servers.app).name("w").task(WORK, work).build().unwrap();
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    awake(&client).await;
+    // As a killed process: its session has not expired yet.
+    running.abort();
+    assert!(running.await.unwrap_err().is_cancelled());
+    let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+    let asked = async |action| client.order_workers(&workers, action, false).await.unwrap().1.remove(0);
+    let ping = asked(WorkerAction::Ping).await;
+    let reason = ping.reason.unwrap();
+    assert!(!ping.done && reason.ends_with("its process has gone"), "{reason}");
+    let paused = asked(WorkerAction::Pause).await;
+    let reason = paused.reason.unwrap();
+    assert!(!paused.done && reason.contains("the next one of its name obeys"), "{reason}");
+    let next = servers.worker();
+    is_in(&client, PresenceState::Asleep).await;
+    next.stop().await;
+}
