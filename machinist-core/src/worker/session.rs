@@ -41,8 +41,8 @@ use crate::{
     tag::Tag,
 };
 
-/// Maximum number of ids that a session shows of what its worker runs.
-const SHOWN_RUNS: usize = 20;
+/// Maximum number of ids that a session shows of what its worker runs. Under load they are written with each renewal.
+const SHOWN_RUNS: usize = 10;
 /// Interval at which the name of the worker is kept from being forgotten.
 const KEEP_NAME_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
