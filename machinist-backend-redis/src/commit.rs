@@ -328,6 +328,21 @@ mod tests {
         args.skip(2).collect::<Vec<_>>().join(" ")
     }
 
+    #[test]
+    fn a_renewal_of_a_session_is_small() {
+        // As the core renews a session: 10,000 workers send it every five seconds.
+        let mut renewal = Commit::new(SessionId::from("0192f3a1-0000-7000-8000-000000000000"));
+        renewal.require = vec![fact("lease", "1")];
+        renewal.expiry = Expiry::After(Duration::from_secs(15));
+        let key = "machinist:session:{0192f3a1-0000-7000-8000-000000000000}".to_owned();
+        let cmd = call([KeyedCommit { key, commit: renewal.into() }].iter());
+        let length = |arg: Arg<&[u8]>| if let Arg::Simple(bytes) = arg { bytes.len() } else { 0 };
+        let held: usize = cmd.args_iter().map(length).sum();
+        assert!(held <= 200, "{held} bytes");
+        let sent = cmd.get_packed_command().len();
+        assert!(sent <= 230, "{sent} bytes with the framing of the protocol");
+    }
+
     fn commit() -> Commit {
         Commit::new(TaskId::parse("t").unwrap())
     }

@@ -30,7 +30,6 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use machinist::{
-    QueuePattern,
     record::WorkerHealth,
     worker::{Health, HealthReport as WorkerReport},
 };
@@ -83,7 +82,7 @@ struct ColorReport<'a> {
     #[serde(flatten)]
     report: WorkerReport,
     worker: &'a str,
-    queues: &'a [String],
+    queues: Vec<String>,
     /// Number of running tasks.
     running: usize,
 }
@@ -99,7 +98,6 @@ enum HealthCheck {
 #[derive(Debug)]
 struct HealthService {
     health: Health,
-    queues: Vec<String>,
     metrics: Option<MetricsPage>,
     alive: Mutex<Option<(Instant, Vec<String>)>>,
     ready: Mutex<Option<(Instant, Vec<String>)>>,
@@ -126,16 +124,9 @@ impl HealthServer {
     }
 
     /// Answers requests until it is dropped.
-    pub(crate) async fn serve(
-        self,
-        health: Health,
-        queues: &[QueuePattern],
-        metrics: Option<MetricsPage>,
-    ) -> Infallible {
-        let queues = queues.iter().map(ToString::to_string).collect();
+    pub(crate) async fn serve(self, health: Health, metrics: Option<MetricsPage>) -> Infallible {
         let service = Arc::new(HealthService {
             health,
-            queues,
             metrics,
             alive: Mutex::default(),
             ready: Mutex::default(),
@@ -253,7 +244,7 @@ impl HealthService {
             status,
             wrong,
             worker: self.health.worker().to_owned(),
-            queues: self.queues.clone(),
+            queues: self.queues(),
             running: self.health.running(),
         };
         // INVARIANT: the report holds only texts and numbers.
@@ -294,9 +285,14 @@ impl HealthService {
             _ => StatusCode::OK,
         };
         let worker = self.health.worker();
-        let answer = ColorReport { report, worker, queues: &self.queues, running: self.health.running() };
+        let answer = ColorReport { report, worker, queues: self.queues(), running: self.health.running() };
         // INVARIANT: the report holds only texts and numbers.
         respond(code, "application/json", serde_json::to_vec(&answer).expect("plain data"))
+    }
+
+    /// Returns the queues and patterns that the worker has now.
+    fn queues(&self) -> Vec<String> {
+        self.health.queues().iter().map(ToString::to_string).collect()
     }
 
     async fn ask(&self, check: HealthCheck) -> Vec<String> {

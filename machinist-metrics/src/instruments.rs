@@ -25,6 +25,7 @@ pub(crate) struct Instruments {
     pub(crate) away: Counter<f64>,
     pub(crate) sessions_lost: Counter<u64>,
     pub(crate) events_dropped: Counter<u64>,
+    pub(crate) hook_failures: Counter<u64>,
     pub(crate) series_dropped: Counter<u64>,
 }
 
@@ -58,6 +59,7 @@ impl Instruments {
             away: meter.f64_counter(away.name).with_unit(away.unit).with_description(away.meaning).build(),
             sessions_lost: counter(catalog::SESSIONS_LOST),
             events_dropped: counter(catalog::EVENTS_DROPPED),
+            hook_failures: counter(catalog::HOOK_FAILURES),
             series_dropped: counter(catalog::SERIES_DROPPED),
         }
     }

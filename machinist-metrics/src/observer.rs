@@ -95,9 +95,10 @@ impl Metrics {
                 let measured = MeasuredQueue { ready, dead, consumers, oldest_age, delayed, unacked };
                 self.0.queues.put(queue.as_str(), measured);
             }
-            EventKind::WorkerMeasured { history_lag, events_dropped, .. } => {
+            EventKind::WorkerMeasured { history_lag, events_dropped, hook_failures, .. } => {
                 *self.0.history_lag.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = history_lag;
                 instruments.events_dropped.add(events_dropped, &[]);
+                instruments.hook_failures.add(hook_failures, &[]);
             }
             EventKind::WorkerStarted { queues, tasks, .. } => {
                 let queues = queues.iter().map(|queue| queue.as_str());

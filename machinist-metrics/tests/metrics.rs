@@ -9,6 +9,7 @@ use machinist_core::{
     App, Backoff, RetryPolicy, Signature, TaskDef, TaskError, Worker,
     backend::Backend,
     broker::{Broker, Message, Publish, Target},
+    event::Event,
     id::QueueName,
     worker::Drained,
 };
@@ -135,6 +136,23 @@ async fn dropped_sends_are_counted_in_a_process_that_only_sends() {
     client.flush_buffer(Duration::from_secs(1)).await;
     assert!(waiting.confirmed().await.is_err());
     assert_eq!(process.value(r#"machinist_send_dropped_total{queue="full"}"#), Some(1.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_fails_changes_nothing_and_is_counted() {
+    let servers = Servers::new();
+    let metrics = Metrics::builder().build();
+    let (broker, backend) = (Arc::clone(&servers.broker), Arc::clone(&servers.backend));
+    let builder = App::builder(broker as Arc<dyn Broker>, backend as Arc<dyn Backend>)
+        .observer(|event: &Event<'_>| assert_ne!(event.name(), "sent", "as if the observer were wrong"))
+        .observer(metrics.clone());
+    let process = Process { metrics, app: builder.build().await.unwrap() };
+    let (stop, worker) = process.start();
+    let task = process.app.client().send(WORK.call((true,))).await.unwrap();
+    task.wait_record(MINUTE).await.unwrap();
+    process.until("machinist_hook_failures_total", 1.0).await;
+    stop.cancel();
+    worker.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

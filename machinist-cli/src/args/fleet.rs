@@ -56,7 +56,7 @@ pub(crate) enum WorkersCommand {
     Drain(WorkerOrderArgs),
     /// Let workers end and be started again, where `restart_exit_code` is configured
     Restart(WorkerOrderArgs),
-    /// Let workers read machinist.toml again: keys, tasks, periodic tasks, limits and the concurrency
+    /// Let workers read machinist.toml again: keys, tasks, periodic tasks, limits, their queues, tags and hours of sleep
     Reload(WorkerTargets),
     /// Change the options of running workers, until they are started again
     Set(WorkerSetArgs),

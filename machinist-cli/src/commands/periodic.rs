@@ -8,7 +8,7 @@ use machinist::{
     view::{PeriodicDetailsView, PeriodicView},
 };
 
-use super::{connect, connect_reader, send};
+use super::{connect, connect_reader, receivers, send};
 use crate::{
     args::{ExpiryArg, PeriodicAddArgs, PeriodicCommand},
     exit::{CliError, Code},
@@ -27,7 +27,11 @@ pub(super) async fn run(command: PeriodicCommand, settings: &Settings, json: boo
     let client = app.client();
     let done = match command {
         PeriodicCommand::Add(_) => match added {
-            Some(added) => added_page(&client.add_periodic(&added).await?, json),
+            Some(added) => {
+                let task = client.add_periodic(&added).await?;
+                receivers::note(&client, &task.queue, Some(&task.task)).await;
+                added_page(&task, json)
+            }
             None => Ok(()),
         },
         PeriodicCommand::Remove(args) => {
@@ -52,7 +56,11 @@ pub(super) async fn run(command: PeriodicCommand, settings: &Settings, json: boo
             }
         }
         PeriodicCommand::List => list(&client.periodic_tasks().await?, json),
-        PeriodicCommand::Show(args) => show(&known(&client, &args.name).await?, json),
+        PeriodicCommand::Show(args) => {
+            let task = known(&client, &args.name).await?;
+            receivers::note(&client, &task.queue, Some(&task.task)).await;
+            show(&task, json)
+        }
         PeriodicCommand::Next(args) => {
             let task = known(&client, &args.name).await?;
             let next = task.upcoming(app.clock().now(), usize::from(args.count));

@@ -1,6 +1,8 @@
 //! `machinist registered`: lists the task names that live workers know, and disables or enables one for all workers.
 
-use machinist::{Client, RegisteredName, WorkerAction, WorkerFilter, args::ArgInfo, settings::Settings};
+use machinist::{
+    Client, RegisteredName, WorkerAction, WorkerFilter, args::ArgInfo, nearest, settings::Settings,
+};
 
 use super::{connect, connect_reader, workers::cannot_order};
 use crate::{
@@ -39,6 +41,7 @@ pub(super) async fn run(args: RegisteredArgs, settings: &Settings, json: bool) -
             let answer =
                 serde_json::json!({ "name": name.as_str(), "enabled": false, "unconfirmed": unaware });
             say(json, &answer, "its tasks wait")?;
+            note_unknown(&client.registered_tasks().await?, name.as_str());
             if !unaware.is_empty() {
                 output::note(&format!(
                     "machinist: these workers did not confirm it, and may start such tasks until their next renewal: {}",
@@ -59,7 +62,6 @@ pub(super) async fn run(args: RegisteredArgs, settings: &Settings, json: bool) -
     Ok(Code::Success)
 }
 
-/// Returns the live workers that did not confirm that they have read what is disabled: a worker that answers has.
 /// Returns the arguments and results of a task, like `src, width: int64 -> string`.
 fn arguments(task: &RegisteredName) -> String {
     let text = |arg: &ArgInfo| match (&arg.name, &arg.kind) {
@@ -75,6 +77,16 @@ fn arguments(task: &RegisteredName) -> String {
     results.map_or_else(|| args.clone(), |results| format!("{args} -> {}", results.join(", ")))
 }
 
+/// Notes a name that no live worker knows. It may be that of a task to come, so it is disabled.
+fn note_unknown(tasks: &[RegisteredName], name: &str) {
+    let known = tasks.iter().filter(|task| !task.workers.is_empty()).map(|task| &*task.name);
+    if known.clone().all(|known| known != name) {
+        let meant = nearest(name, known).map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+        output::note(&format!("machinist: no live worker knows the task {name}{meant}"));
+    }
+}
+
+/// Returns the live workers that did not confirm that they have read what is disabled: a worker that answers has.
 async fn unaware(client: &Client) -> Result<Vec<String>, CliError> {
     let workers = client.workers(&WorkerFilter::new()).await?;
     let (_, results) =

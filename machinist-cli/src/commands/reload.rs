@@ -1,12 +1,11 @@
 //! Reload of machinist.toml by a running worker: on SIGHUP, and by an order.
 
-use std::sync::{Mutex, PoisonError};
-
 use machinist::{
     App, Connectors, Worker, WorkerBuilder,
     settings::{Overrides, Settings},
     worker::Reloader,
 };
+use tokio::sync::Mutex;
 
 use super::worker_tasks::{command_tasks, fit_open_files, with_commands};
 use crate::{
@@ -15,8 +14,16 @@ use crate::{
     output,
 };
 
-/// Settings that a reload applies, by the beginnings of their names. All others need a restart.
-const RELOADED: [&str; 5] = ["keys", "key_file", "tasks.", "periodic.", "worker.concurrency"];
+/// Settings that a reload applies, beside those of tasks, periodic tasks and queues. All others need a restart.
+const RELOADED: [&str; 7] = [
+    "keys",
+    "key_file",
+    "worker.queues",
+    "worker.tags",
+    "worker.sleep",
+    "worker.concurrency",
+    "worker.keep_args",
+];
 
 /// Means of a worker to read its configuration again.
 pub(super) struct Reload {
@@ -25,7 +32,7 @@ pub(super) struct Reload {
     flags: Overrides,
     host: Host,
     reloader: Reloader,
-    /// Settings in force.
+    /// Settings in force. Locked while others are read and applied.
     settings: Mutex<Settings>,
 }
 
@@ -44,8 +51,11 @@ impl Reload {
 
     /// Reads the configuration and applies it, and says so. A configuration that is wrong changes nothing. Returns a remark
     /// about what needs a restart.
-    pub(super) fn reload(&self) -> Result<Option<String>, String> {
-        let done = self.try_reload();
+    ///
+    /// # Cancel safety
+    /// A dropped future has changed nothing.
+    pub(super) async fn reload(&self) -> Result<Option<String>, String> {
+        let done = Box::pin(self.try_reload()).await;
         let text = match &done {
             Ok(Done { keys, restart: None }) => format!("configuration reloaded; {keys}"),
             Ok(Done { keys, restart: Some(restart) }) => format!("configuration reloaded; {keys}; {restart}"),
@@ -55,16 +65,16 @@ impl Reload {
         done.map(|done| done.restart)
     }
 
-    fn try_reload(&self) -> Result<Done, String> {
-        let mut in_force = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+    async fn try_reload(&self) -> Result<Done, String> {
+        let mut in_force = self.settings.lock().await;
         let mut new =
             Settings::load_with(&self.connectors, self.flags.clone()).map_err(|error| chain(&error))?;
         fit_open_files(&mut new).map_err(text)?;
         let ring = new.keyring().map_err(|error| chain(&error))?;
-        let builders = (self.builder(&in_force)?, self.builder(&new)?);
+        let (before, after) = (self.builder(&in_force)?, self.builder(&new)?);
         let ids: Option<Vec<String>> =
             ring.as_ref().map(|ring| ring.keys().map(|key| key.id().to_string()).collect());
-        let refused = self.reloader.reload(&builders.0, builders.1, ring).map_err(|error| chain(&error))?;
+        let refused = self.reloader.reload(before, after, ring).await.map_err(|error| chain(&error))?;
         let keys = match (ids, refused) {
             (None, _) => "no keys are configured, and those in force stay".to_owned(),
             (Some(ids), None) => format!("keys reloaded: {}", ids.join(", ")),
@@ -115,10 +125,11 @@ fn needing_restart(old: &Settings, new: &Settings) -> Vec<String> {
 }
 
 fn is_reloaded(key: &str) -> bool {
-    match key.strip_prefix("queues.") {
-        Some(option) => option.ends_with(".limit"),
-        None if key.starts_with("tasks.") => !key.ends_with(".concurrency"),
-        None => RELOADED.iter().any(|name| key.starts_with(name)),
+    match key.split_once('.') {
+        Some(("queues", option)) => option.ends_with(".limit"),
+        Some(("tasks", option)) => !option.ends_with(".concurrency"),
+        Some(("periodic", _)) => true,
+        _ => RELOADED.contains(&key),
     }
 }
 
@@ -136,10 +147,17 @@ mod tests {
         };
         let old = settings("[worker]\nconcurrency = 2\n[tasks.a]\nretries = 1\nrate = \"5/s\"");
         let new = settings(
-            "[worker]\nconcurrency = 3\ntags = [\"gpu\"]\nqueues = [\"a\"]\n[tasks.a]\nretries = 2\nconcurrency = 1\n\
-             [tasks.b]\ncommand = [\"true\"]\n[queues.q]\nrate = \"1/s\"\nmax_depth = 5",
+            "[worker]\nconcurrency = 3\ntags = [\"gpu\"]\nqueues = { a = 3, b = 1 }\nkeep_args = true\ngrace = \"5s\"\n\
+             sleep = [{ from = \"01:00\", to = \"02:00\" }]\n[tasks.a]\nretries = 2\nconcurrency = 1\n\
+             [tasks.b]\ncommand = [\"true\"]\n[queues.q]\nrate = \"1/s\"\nmax_depth = 5\nconcurrency = 1",
         );
-        let restart = ["queues.q.max_depth", "tasks.a.concurrency", "worker.queues", "worker.tags"];
+        let restart = [
+            "queues.q.concurrency",
+            "queues.q.max_depth",
+            "tasks.a.concurrency",
+            "worker.grace",
+            "worker.queues.weights",
+        ];
         assert_eq!(needing_restart(&old, &new), restart);
         assert!(needing_restart(&old, &old).is_empty());
     }

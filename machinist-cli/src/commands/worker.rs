@@ -76,14 +76,17 @@ pub(super) async fn run(
     }
     let reload = Arc::new(Reload::new(&app, connectors, flags, settings.clone(), &host, worker.reloader()));
     let ordered = Arc::clone(&reload);
-    worker.on_reload(move || ordered.reload());
+    worker.on_reload(move || {
+        let ordered = Arc::clone(&ordered);
+        async move { ordered.reload().await }
+    });
     // Before the worker is ready: from then on a signal must not end the process directly.
     let process = WorkerProcess {
         signals: StopSignals::new()?,
         hangup: Hangup::new()?,
         health_server: health_server.map(|server| (server, page)),
         ready_line: ready_line(&worker, settings),
-        reload: &|| drop(reload.reload()),
+        reload: &reload,
     };
     let ended = process.run(worker).await;
     host.programs.kill_all().await;
@@ -142,17 +145,16 @@ struct WorkerProcess<'a> {
     hangup: Hangup,
     health_server: Option<(HealthServer, Option<MetricsPage>)>,
     ready_line: String,
-    reload: &'a (dyn Fn() + Sync),
+    reload: &'a Reload,
 }
 
 impl WorkerProcess<'_> {
     /// Runs the worker until it has ended. Returns `None` if the last signal ended all waiting.
     async fn run(mut self, worker: Worker) -> Option<Result<Drained, WorkerError>> {
         let (stages, health, ready) = (worker.stages(), worker.health(), worker.ready());
-        let queues = worker.queues().to_vec();
         let beside = async {
             let announced = announce(ready, self.ready_line);
-            let checked = answer_health_checks(self.health_server, &health, &queues);
+            let checked = answer_health_checks(self.health_server, &health);
             let obeyed = self.hangup.obey(&stages, self.reload);
             tokio::join!(announced, checked, obeyed, systemd::watchdog(&health), tell_stopping(&stages)).0
         };
@@ -183,10 +185,9 @@ async fn tell_stopping(stages: &Stages) -> Infallible {
 async fn answer_health_checks(
     health_server: Option<(HealthServer, Option<MetricsPage>)>,
     health: &Health,
-    queues: &[QueuePattern],
 ) -> Infallible {
     match health_server {
-        Some((health_server, page)) => health_server.serve(health.clone(), queues, page).await,
+        Some((health_server, page)) => health_server.serve(health.clone(), page).await,
         None => pending().await,
     }
 }
@@ -283,10 +284,11 @@ impl Hangup {
     }
 
     /// Reloads the configuration or advances the worker by one stage with each signal.
-    async fn obey(&mut self, stages: &Stages, reload: &(dyn Fn() + Sync)) -> Infallible {
+    async fn obey(&mut self, stages: &Stages, reload: &Reload) -> Infallible {
         loop {
             match self.next().await {
-                HangupMeaning::Reload => reload(),
+                // Its result is told to people.
+                HangupMeaning::Reload => drop(reload.reload().await),
                 HangupMeaning::TerminalGone => stages.advance(),
             }
         }

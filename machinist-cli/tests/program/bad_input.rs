@@ -78,6 +78,7 @@ fn command_lines() {
         (&["worker", "--concurrency", "0"], &["--concurrency", "\"0\" is not a number from 1 to 10000"]),
         (&["worker", "--concurrency", "many"], &["--concurrency", "\"many\"", "write one like 16"]),
         (&["worker", "--health", "8080"], &["--health", "write 127.0.0.1:8080"]),
+        (&["workers", "--state", "aslep"], &["--state", "aslep", "asleep"]),
         (&["dead", "list", "--reason", "faild"], &["--reason", "\"faild\"", "did you mean failed?"]),
         (&["dead", "list", "--reason", "wrong"], &["--reason", "\"wrong\"", "write one of unsigned, "]),
         (&["status"], &["<ID>"]),

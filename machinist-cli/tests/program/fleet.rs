@@ -74,6 +74,10 @@ fn the_second_live_process_of_a_name_is_told_apart_and_drained_alone() {
     folder.run(&["workers", "pause", "other"]).ended(3).reports(&["other", "live workers: same"]);
     folder.run(&["workers", "pause", "sme"]).ended(3).reports(&["did you mean same?"]);
     folder.run(&["workers", "pause"]).ended(64);
+    folder
+        .run(&["registered", "disable", "mrak"])
+        .ended(0)
+        .reports(&["no live worker knows", "did you mean mark?"]);
 }
 
 #[test]

@@ -135,14 +135,19 @@ fn a_worker_reads_its_configuration_again_and_a_wrong_one_changes_nothing() {
     is(&folder, "one", "concurrency", &json!(2));
 
     write(
-        "[worker]\nconcurrency = 3\ntags = [\"gpu\"]\n[tasks.new]\ncommand = [\"touch\", \"new\"]\nrate = \"9/s\"\n",
+        "[worker]\nconcurrency = 3\ngrace = \"21s\"\ntags = [\"gpu\"]\nqueues = [\"default\", \"more\"]\n\
+         [tasks.new]\ncommand = [\"touch\", \"new\"]\nrate = \"9/s\"\n",
     );
     let done = reload(0);
     assert_eq!(
         (&done["done"], &done["reason"]),
-        (&json!(true), &json!("a restart is needed for worker.tags"))
+        (&json!(true), &json!("a restart is needed for worker.grace"))
     );
     is(&folder, "one", "concurrency", &json!(3));
+    is(&folder, "one", "tags", &json!(["gpu"]));
+    is(&folder, "one", "queues", &json!(["default", "more"]));
+    let id = folder.send(&["new", "--queue", "more"]);
+    eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
     is(&folder, "one", "tasks", &json!(["new"]));
     let id = folder.send(&["new"]);
     eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
@@ -151,7 +156,8 @@ fn a_worker_reads_its_configuration_again_and_a_wrong_one_changes_nothing() {
 
     write("[periodic.often]\ntask = \"add\"\nevery = \"1s\"\nargs = [1, 2]\n");
     one.signal(nix::sys::signal::Signal::SIGHUP);
-    one.stderr.until("configuration reloaded");
+    one.stderr.until("a restart is needed for worker.grace");
+    is(&folder, "one", "tags", &json!([]));
     eventually("it ticks", || {
         // It is unknown for the moment between the reload and the first look of the worker.
         let shown = folder.run(&["periodic", "show", "often", "--json"]);

@@ -168,7 +168,9 @@ fn what_makes_no_sense_is_refused_with_a_remedy() {
     }
     add(&["tick"]).reports(&["--cron"]);
     folder.run(&["periodic", "add", "a/b", "--every", "1s", "tick"]).ended(64).reports(&["letters, digits"]);
-    folder.run(&["periodic", "add", "nightly", "--cron", "@daily", "tick"]).ended(0);
+    let unknown = "no worker consumes queue default";
+    folder.run(&["periodic", "add", "nightly", "--cron", "@daily", "tick"]).ended(0).reports(&[unknown]);
+    folder.run(&["periodic", "show", "nightly"]).ended(0).reports(&[unknown]);
     folder.run(&["periodic", "pause", "nigthly"]).ended(3).reports(&["did you mean \"nightly\"?"]);
     folder.run(&["periodic", "show", "nigthly"]).ended(3).reports(&["did you mean \"nightly\"?"]);
     let shown = folder.run(&["periodic", "show", "nightly"]).ended(0).stdout;

@@ -278,6 +278,9 @@ pub enum EventKind<'a> {
         history_lag: Duration,
         /// Number of events that this process has not published since the last look, because too many waited.
         events_dropped: u64,
+        /// Number of failures of hooks that change nothing since the last look: panics of observers and gates, and gates
+        /// that gave no answer in time.
+        hook_failures: u64,
     },
     /// A worker has stopped.
     #[non_exhaustive]

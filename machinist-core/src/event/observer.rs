@@ -3,6 +3,7 @@
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use super::{Event, Stopwatch};
@@ -10,8 +11,8 @@ use super::{Event, Stopwatch};
 /// Receives the events of an application: see [`AppBuilder::observer`](crate::AppBuilder::observer).
 ///
 /// It is called at once, on the thread on which something happened, and the task or worker goes on when it returns.
-/// Therefore it must not block: count, or put what it needs into a channel. It changes nothing: a panic is caught and
-/// logged, and the observer receives the next event. Every closure that takes an event is an observer.
+/// Therefore it must not block: count, or put what it needs into a channel. It changes nothing: a panic is caught, logged
+/// and counted, and the observer receives the next event. Every closure that takes an event is an observer.
 ///
 /// # Examples
 /// ```
@@ -54,6 +55,8 @@ impl<F: Fn(&Event<'_>) + Send + Sync + 'static> Observer for F {
 pub(crate) struct Observers {
     all: Vec<Box<dyn Observer>>,
     measure_queues: bool,
+    /// Number of failures of hooks that change nothing, since they were last taken.
+    hook_failures: AtomicU64,
 }
 
 impl Observers {
@@ -81,20 +84,34 @@ impl Observers {
     #[inline]
     pub(crate) fn notify(&self, event: &Event<'_>) {
         for observer in &self.all {
-            contain(observer.as_ref(), event);
+            if contain(observer.as_ref(), event).is_err() {
+                self.hook_failed();
+            }
         }
+    }
+
+    /// Counts a failure of a hook that changes nothing: an observer, or a gate.
+    pub(crate) fn hook_failed(&self) {
+        self.hook_failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the number of failures since it was last asked for.
+    pub(crate) fn take_hook_failures(&self) -> u64 {
+        self.hook_failures.swap(0, Ordering::Relaxed)
     }
 }
 
 /// Calls an observer, and keeps its panic from the task or worker that emitted the event.
-fn contain(observer: &dyn Observer, event: &Event<'_>) {
+fn contain(observer: &dyn Observer, event: &Event<'_>) -> std::thread::Result<()> {
     // Unwind safe: only the observer's own state may be left inconsistent.
-    if catch_unwind(AssertUnwindSafe(|| observer.observe(event))).is_err() {
+    let observed = catch_unwind(AssertUnwindSafe(|| observer.observe(event)));
+    if observed.is_err() {
         tracing::error!(
             event = event.name(),
             "an observer panicked: it receives the next event all the same"
         );
     }
+    observed
 }
 
 impl fmt::Debug for Observers {

@@ -11,11 +11,11 @@ use crate::{
     client::Client,
     clock::Timestamp,
     control::ControlError,
-    id::TaskId,
+    id::{RecordId, SessionId, TaskId},
     left_out::left_out,
     record::{
-        Facts, OrderAnswer, answer_of, give_lasting_order, give_order, keep_note, name, name_record,
-        note_record, withdraw_order,
+        Facts, OrderAnswer, answer_of, give_lasting_order, give_order, is_alive, keep_note, name,
+        name_record, note_record, withdraw_order,
     },
     rfc3339,
     security::{OrderNote, WorkerAction, WorkerOrder, next_number},
@@ -135,7 +135,8 @@ impl Client {
         };
         self.give(workers, &order).await?;
         let ordered = Instant::now();
-        let results = self.answers(workers, &id, ordered).await?;
+        let mut results = self.answers(workers, &id, ordered).await?;
+        self.tell_of_the_gone(workers, &order.action, &mut results).await?;
         for unanswered in results.iter().filter(|result| result.at.is_none()) {
             let withdrawn = self.commit(withdraw_order(&unanswered.worker, &id)).await;
             left_out("the name of a worker", withdrawn.map(Some))?;
@@ -214,6 +215,30 @@ impl Client {
             }
         }
         Err(OrderError::Contended(left.first().map_or_else(String::new, |worker| worker.name.clone())))
+    }
+
+    /// Says of those who have not answered that their process has gone, where its session has ended.
+    async fn tell_of_the_gone(
+        &self,
+        workers: &[WorkerInfo],
+        action: &WorkerAction,
+        results: &mut [OrderResult],
+    ) -> Result<(), BackendError> {
+        let unanswered = workers.iter().zip(results).filter(|(_, result)| result.at.is_none());
+        let (sessions, mut results): (Vec<_>, Vec<_>) = unanswered
+            .map(|(worker, result)| (RecordId::from(&SessionId::from(worker.incarnation.as_str())), result))
+            .unzip();
+        if sessions.is_empty() {
+            return Ok(());
+        }
+        for (result, facts) in results.iter_mut().zip(self.app.backend().read_each(&sessions).await?) {
+            if facts.is_ok_and(|facts| !is_alive(&facts)) {
+                let then = if action.is_lasting() { ", and the next one of its name obeys" } else { "" };
+                result.reason =
+                    Some(format!("no answer within {ORDER_TIMEOUT:?}: its process has gone{then}"));
+            }
+        }
+        Ok(())
     }
 
     /// Waits for the answers to an order.

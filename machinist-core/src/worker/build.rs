@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     mem,
-    sync::{Arc, RwLock},
+    sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    BuildError, ErrorClassifier, Health, MAX_TAGS, Stages, Tag, TaskOptions, Worker,
+    BuildError, ErrorClassifier, Health, Stages, Tag, TaskOptions, Worker,
     admissions::{Admissions, DisabledTasks},
     builder::{NewTask, WorkerBuilder},
     capacity::SlotPool,
@@ -24,6 +24,7 @@ use super::{
     limits::Limits,
     look_ahead::LookAhead,
     order_book::OrderBook,
+    parts::ReplaceableParts,
     peers::Peers,
     place_waits::PlaceWaits,
     processor::{RegisteredTask, RegisteredTasks, TaskProcessor},
@@ -37,7 +38,7 @@ use super::{
     worker_context::WorkerContext,
 };
 use crate::{
-    app::{App, AppState},
+    app::App,
     args::{Arg, Results, TaskShape},
     builtin::WORKFLOW_TASK,
     context::TaskContext,
@@ -49,8 +50,6 @@ use crate::{
 
 /// RabbitMQ's default `consumer_timeout`.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// Maximum number of handlers that run at once, unless it is set.
-pub(super) const DEFAULT_CONCURRENCY: usize = 16;
 /// Default time for which running handlers may continue when the worker is told to stop.
 const DEFAULT_GRACE: Duration = Duration::from_secs(20);
 
@@ -107,7 +106,8 @@ impl WorkerBuilder {
     pub fn build(self) -> Result<Worker, BuildError> {
         note_places();
         let mut this = self.over_defaults();
-        let concurrency = this.concurrency.unwrap_or(DEFAULT_CONCURRENCY);
+        let parts = ReplaceableParts::take(&mut this);
+        let concurrency = parts.concurrency();
         let lease = this.lease.unwrap_or(Lease::DEFAULT);
         let consumer_timeout = this.consumer_timeout.unwrap_or(CONSUMER_TIMEOUT);
         for (setting, number) in [
@@ -126,32 +126,23 @@ impl WorkerBuilder {
                 return Err(BuildError::NobodyRestarts(setting));
             }
         }
-        let mut queues =
-            this.queues.iter().map(|q| QueuePattern::parse(q)).collect::<Result<BTreeSet<_>, _>>()?;
-        if queues.is_empty() {
-            queues.insert(this.app.default_queue().clone().into());
-            for queue in &this.task_queues {
-                queues.insert(QueueName::parse(queue)?.into());
-            }
-        }
+        let queues = parts.own_queues(&this.app)?;
         let mut tasks = this.registered_tasks(concurrency)?;
-        let keep_args = this.keep_args.unwrap_or(false);
         for task in tasks.values_mut() {
-            task.options.keep_args.get_or_insert(keep_args);
+            task.options.keep_args.get_or_insert(parts.keeps_args());
         }
         can_sign(&this.app, tasks.keys(), &queues.iter().filter_map(QueuePattern::queue).collect())?;
         check_periodic(&this.app, &this.periodic)?;
-        let AppState { priority_queues, fair_queues, .. } = &*this.app.0;
-        let tags = checked_tags(&this.tags, priority_queues.tags().into_iter().chain(fair_queues.tag()))?;
-        let queue_limits = mem::take(&mut this.queue_limits);
+        let tags = parts.all_tags(&this.app)?;
         let limits = Arc::new(Limits::new(checked_limits(
             tasks.iter().map(|(name, task)| (name, &task.options)),
-            queue_limits,
+            &parts.queue_limits,
         )?));
         let look_ahead = this.look_ahead.unwrap_or_else(|| concurrency.max(16));
         let capacity = SlotPool::new(concurrency, slot_shares(&this, &tasks)?);
         // Where queues have an order, each has a separate credit, and what waits does so on purpose.
         let held = if capacity.is_ordered() { 0 } else { look_ahead };
+        let sleep = Arc::new(watch::Sender::new(parts.sleep.clone()));
         let name: Arc<str> = this.name.unwrap_or_else(default_name).into();
         let queues: Vec<QueuePattern> = queues.into_iter().collect();
         let about = about(&queues, &tags, &tasks, concurrency, &limits, &this.app);
@@ -191,6 +182,7 @@ impl WorkerBuilder {
             recycling: Recycling { max_tasks: this.max_tasks, max_memory: this.max_memory },
         });
         worker.sessions.presence.want_queues(queues.iter().cloned().collect());
+        worker.sessions.presence.want_tags(tags.clone());
         let tasks: RegisteredTasks = tasks.into_iter().map(|(name, task)| (name, Arc::new(task))).collect();
         let health = Health::new(Arc::clone(&worker), stages.clone());
         let processor = Arc::new(TaskProcessor {
@@ -204,18 +196,18 @@ impl WorkerBuilder {
         let (periodic, roles) = (Arc::new(watch::Sender::new(this.periodic)), this.roles);
         let tasks = processor.task_names();
         let grace = this.grace.unwrap_or(DEFAULT_GRACE);
-        let (sleep, gate) = (this.sleep, this.gate);
         Ok(Worker {
             processor,
             tasks,
             queues,
             tags,
             sleep,
-            gate,
+            gate: this.gate,
             grace,
             stages,
             ready,
             health,
+            parts: Arc::new(Mutex::new(parts)),
             periodic,
             roles,
         })
@@ -261,12 +253,12 @@ pub(super) fn check_periodic(app: &App, periodic: &[Periodic]) -> Result<(), Bui
 /// Returns the limits of the tasks and queues.
 pub(super) fn checked_limits<'t>(
     tasks: impl Iterator<Item = (&'t TaskName, &'t TaskOptions)>,
-    queues: Vec<(String, Limit)>,
+    queues: &[(String, Limit)],
 ) -> Result<HashMap<LimitTarget, Arc<Limit>>, BuildError> {
     let of_tasks =
         tasks.filter_map(|(name, options)| Some((LimitTarget::Task(name.clone()), options.limit.clone()?)));
-    let of_queues = queues.into_iter().map(|(name, limit)| -> Result<_, BuildError> {
-        Ok((LimitTarget::Queue(QueueName::parse(&name)?), limit))
+    let of_queues = queues.iter().map(|(name, limit)| -> Result<_, BuildError> {
+        Ok((LimitTarget::Queue(QueueName::parse(name)?), limit.clone()))
     });
     let mut limits = HashMap::new();
     for limit in of_tasks.map(Ok).chain(of_queues) {
@@ -311,16 +303,6 @@ fn slot_shares(
         shares.tasks.insert(name.clone(), most);
     }
     Ok(shares)
-}
-
-/// Returns the tags and those that the application adds, sorted and each once.
-fn checked_tags(tags: &[String], more: impl Iterator<Item = Tag>) -> Result<Vec<Tag>, BuildError> {
-    let mut tags = tags.iter().map(|tag| Tag::parse(tag)).collect::<Result<BTreeSet<_>, _>>()?;
-    if tags.len() > MAX_TAGS {
-        return Err(BuildError::TooManyTags(tags.len()));
-    }
-    tags.extend(more);
-    Ok(tags.into_iter().collect())
 }
 
 /// Returns the description of the worker that is stored with its session, without its name.

@@ -75,6 +75,9 @@ pub enum BuildError {
     /// The number of handlers that run at once cannot change now.
     #[error("the concurrency cannot change now: {0}")]
     NotNow(&'static str),
+    /// The queues that are new cannot be taken now, so nothing has changed.
+    #[error("the queues that are new cannot be taken: {0}")]
+    NewQueues(String),
     /// A number that must not be zero is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),

@@ -50,7 +50,7 @@ fn choose(
 }
 
 /// Returns `true` if a worker with these queues and tags follows a queue that it does not name.
-fn follows(own: &BTreeSet<QueuePattern>, tags: &[Tag], queue: &QueueName) -> bool {
+pub(super) fn follows(own: &BTreeSet<QueuePattern>, tags: &[Tag], queue: &QueueName) -> bool {
     let patterns = own.iter().map(QueuePattern::as_str);
     let has_tag = |tag: &str| tags.iter().any(|own| own.as_str() == tag);
     patterns.clone().all(|name| name != queue.as_str()) && takes(patterns, has_tag, queue.as_str())
@@ -59,7 +59,6 @@ fn follows(own: &BTreeSet<QueuePattern>, tags: &[Tag], queue: &QueueName) -> boo
 /// Keeps the queues that a worker follows.
 pub(super) struct QueueFollower {
     worker: Arc<WorkerContext>,
-    tags: Vec<Tag>,
     /// Names that are listed, as far as they were read.
     listed: BTreeSet<QueueName>,
     /// Time of the newest entry that was read.
@@ -72,10 +71,9 @@ pub(super) struct QueueFollower {
 }
 
 impl QueueFollower {
-    pub(super) fn new(worker: Arc<WorkerContext>, tags: Vec<Tag>) -> Self {
+    pub(super) fn new(worker: Arc<WorkerContext>) -> Self {
         Self {
             worker,
-            tags,
             listed: BTreeSet::new(),
             newest: None,
             looks: 0,
@@ -109,12 +107,12 @@ impl QueueFollower {
     async fn try_look(&mut self) -> Result<(), BackendError> {
         let worker = Arc::clone(&self.worker);
         let presence = &worker.sessions.presence;
-        let (own, followed) = (presence.own_queues(), presence.followed());
+        let (own, tags, followed) = (presence.own_queues(), presence.tags(), presence.followed());
         let mut wanted = BTreeSet::new();
-        if !self.tags.is_empty() || own.iter().any(QueuePattern::is_prefix) {
+        if !tags.is_empty() || own.iter().any(QueuePattern::is_prefix) {
             let whole = self.read_list().await?;
             let listed = self.listed.difference(&self.refused.iter().cloned().collect()).cloned().collect();
-            let (chosen, left_out) = choose(&own, &self.tags, &listed, &followed, MAX_FOLLOWED);
+            let (chosen, left_out) = choose(&own, &tags, &listed, &followed, MAX_FOLLOWED);
             if left_out > 0 && self.told.insert(String::new()) {
                 tracing::warn!(
                     left_out,
@@ -124,7 +122,7 @@ impl QueueFollower {
             wanted = chosen;
             if whole {
                 let unlisted: Vec<_> = followed.difference(&self.listed).cloned().collect();
-                wanted.extend(self.still_there(&own, unlisted).await);
+                wanted.extend(self.still_there(&own, &tags, unlisted).await);
             }
             let new: Vec<_> = wanted.difference(&followed).cloned().collect();
             for queue in self.unfit(new).await {
@@ -176,8 +174,13 @@ impl QueueFollower {
 
     /// Returns those of these queues that exist, although they are not listed any more: a backend that has lost its data
     /// must not end their work. They are listed again.
-    async fn still_there(&self, own: &BTreeSet<QueuePattern>, mut queues: Vec<QueueName>) -> Vec<QueueName> {
-        queues.retain(|queue| follows(own, &self.tags, queue));
+    async fn still_there(
+        &self,
+        own: &BTreeSet<QueuePattern>,
+        tags: &[Tag],
+        mut queues: Vec<QueueName>,
+    ) -> Vec<QueueName> {
+        queues.retain(|queue| follows(own, tags, queue));
         if queues.is_empty() {
             return queues;
         }

@@ -100,9 +100,11 @@ impl GateKeeper {
                 Some(format!("its gate is closed: {reason}"))
             }
             Ok(Err(_panic)) => {
+                self.worker.app.0.observers.hook_failed();
                 return tracing::error!("the gate of this worker panicked, and stays as it was");
             }
             Err(_) => {
+                self.worker.app.0.observers.hook_failed();
                 return tracing::error!(
                     "the gate of this worker gave no answer in {TIMEOUT:?}, and stays as it was"
                 );

@@ -13,6 +13,7 @@ use machinist_adapter::error::chain;
 
 use crate::{
     broker::SubscriptionHealth,
+    id::QueuePattern,
     record::{PresenceState, WorkerHealth},
 };
 
@@ -191,6 +192,11 @@ impl Health {
     /// Name of the worker.
     pub fn worker(&self) -> &str {
         &self.worker.name
+    }
+
+    /// Queues from which the worker takes tasks now, and the patterns of those that it follows, sorted.
+    pub fn queues(&self) -> Vec<QueuePattern> {
+        self.worker.sessions.presence.own_queues().into_iter().collect()
     }
 
     /// Number of handlers that may run at once.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `builder`, `defaults`, `options`, `task_failure` | the parts of a worker, as the code sets them; defaults of its application; options of one task; error types that the worker asks |
 //! | `build`, `build_error` | the checks of these parts, before the worker starts |
+//! | `parts`, `reload` | the parts that a configuration gives, and their replacement while the worker runs |
 //! | `intake`, `look_ahead` | taking deliveries, as many as help, and stopping during a long outage of the backend |
 //! | `processor` | the pipeline: one delivery from its arrival to its settlement |
 //! | `worker_context` | the parts that all steps of the pipeline share |
@@ -75,6 +76,7 @@ mod orders;
 mod outcome;
 mod overdue;
 mod parking;
+mod parts;
 mod peers;
 mod periodic;
 mod place_looks;
@@ -107,7 +109,11 @@ mod undelivered;
 mod wake_up;
 mod worker_context;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use tokio_util::{
@@ -146,6 +152,7 @@ use fleet::TakePart;
 use followed_queues::QueueFollower;
 use gate::{AskGate, GateKeeper};
 use intake::Intake;
+use parts::ReplaceableParts;
 use processor::TaskProcessor;
 use renewal::Renewals;
 use settlement::{ActiveDelivery, Settlement};
@@ -193,12 +200,14 @@ pub struct Worker {
     tasks: Vec<TaskName>,
     queues: Vec<QueuePattern>,
     tags: Vec<Tag>,
-    sleep: Vec<SleepHours>,
+    sleep: Arc<watch::Sender<Vec<SleepHours>>>,
     gate: Option<AskGate>,
     grace: Duration,
     stages: Stages,
     ready: CancellationToken,
     health: Health,
+    /// Parts that a reload replaces.
+    parts: Arc<Mutex<ReplaceableParts>>,
     periodic: Arc<watch::Sender<Vec<Periodic>>>,
     roles: Vec<TakePart>,
 }
@@ -237,18 +246,18 @@ impl Worker {
         self.tasks.iter().collect()
     }
 
-    /// Queues from which the worker takes tasks, and the patterns of those that it follows.
+    /// Queues from which the worker takes tasks when it starts, and the patterns of those that it follows.
     pub fn queues(&self) -> &[QueuePattern] {
         &self.queues
     }
 
-    /// Returns `true` if the worker takes tasks from this queue, or follows it as soon as it is used.
+    /// Returns `true` if the worker takes tasks from this queue when it starts, or follows it as soon as it is used.
     pub fn takes_from(&self, queue: &QueueName) -> bool {
         let has_tag = |tag: &str| self.tags.iter().any(|own| own.as_str() == tag);
         takes(self.queues.iter().map(QueuePattern::as_str), has_tag, queue.as_str())
     }
 
-    /// Tags of the worker, sorted. Its session shows them to other processes.
+    /// Tags of the worker when it starts, sorted. Its session shows them to other processes.
     pub fn tags(&self) -> &[Tag] {
         &self.tags
     }
@@ -260,14 +269,24 @@ impl Worker {
 
     /// Returns a handle that replaces what the worker has from its configuration, while it runs.
     pub fn reloader(&self) -> Reloader {
-        Reloader::new(Arc::clone(&self.processor), Arc::clone(&self.periodic))
+        Reloader {
+            processor: Arc::clone(&self.processor),
+            parts: Arc::clone(&self.parts),
+            periodic: Arc::clone(&self.periodic),
+            sleep: Arc::clone(&self.sleep),
+        }
     }
 
     /// Sets the function that obeys an order to read the configuration of the program again. It returns a remark for people,
     /// or the reason that nothing has changed, which is the answer to the order. The last one that is set counts; without
-    /// one, such orders are refused.
-    pub fn on_reload(&self, reload: impl Fn() -> Result<Option<String>, String> + Send + Sync + 'static) {
-        self.processor.worker.orders.on_reload(Some(Arc::new(reload)));
+    /// one, such orders are refused. A future that takes longer than 10 s is dropped, and must have changed nothing then:
+    /// [`Reloader::reload`] keeps to that.
+    pub fn on_reload<F, A>(&self, reload: F)
+    where
+        F: Fn() -> A + Send + Sync + 'static,
+        A: Future<Output = Result<Option<String>, String>> + Send + 'static,
+    {
+        self.processor.worker.orders.on_reload(Some(Arc::new(move || Box::pin(reload()))));
     }
 
     /// Returns a handle that checks the worker's health while it runs.
@@ -311,9 +330,10 @@ impl Worker {
             stages,
             ready,
             health,
+            parts: _,
             periodic,
             roles,
-            tags,
+            tags: _,
             sleep,
             gate,
         } = self;
@@ -326,9 +346,9 @@ impl Worker {
         let renewals = Renewals::begin(&worker).map_err(WorkerError::Thread)?;
         // What is to be written back is read again.
         let _again = worker.apply_wanted_state();
-        let mut follower = QueueFollower::new(Arc::clone(&worker), tags);
+        let mut follower = QueueFollower::new(Arc::clone(&worker));
         follower.look().await;
-        timetable::look(&worker, &sleep);
+        timetable::look(&worker, &sleep.borrow());
         let mut gate = gate.map(|gate| GateKeeper::new(Arc::clone(&worker), gate));
         if let Some(gate) = &mut gate {
             gate.look().await;
@@ -357,7 +377,8 @@ impl Worker {
             AbortOnDropHandle::new(tokio::spawn(periodic::run(Arc::clone(&worker), periodic.subscribe())));
         let _following = AbortOnDropHandle::new(tokio::spawn(follower.run()));
         let _gate = gate.map(|gate| AbortOnDropHandle::new(tokio::spawn(gate.run())));
-        let _sleeping = AbortOnDropHandle::new(tokio::spawn(timetable::follow(Arc::clone(&worker), sleep)));
+        let _sleeping =
+            AbortOnDropHandle::new(tokio::spawn(timetable::follow(Arc::clone(&worker), sleep.subscribe())));
         tokio::select! {
             () = intake.closed() => {}
             () = shutdown => stages.advance(),

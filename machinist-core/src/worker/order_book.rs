@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 
 use crate::id::TaskName;
 
@@ -15,7 +16,7 @@ pub(super) type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sy
 /// Answer to a change of the running worker: a remark for people, or the reason that nothing has changed.
 pub(super) type ChangeAnswer = Result<Option<String>, String>;
 /// Function that reads the configuration of the program again.
-pub(super) type ReloadConfiguration = Arc<dyn Fn() -> ChangeAnswer + Send + Sync>;
+pub(super) type ReloadConfiguration = Arc<dyn Fn() -> BoxFuture<'static, ChangeAnswer> + Send + Sync>;
 
 /// Orders that a worker knows, and the means to obey them.
 pub(super) struct OrderBook {
@@ -24,6 +25,8 @@ pub(super) struct OrderBook {
     pub(super) set_log_level: Option<SetLogLevel>,
     /// Names of the tasks of the worker.
     tasks: RwLock<Vec<TaskName>>,
+    /// Locked while the queues or options of the worker change, so that no change undoes another one.
+    pub(super) changing: tokio::sync::Mutex<()>,
     /// Reads the configuration of the program again.
     reload: Mutex<Option<ReloadConfiguration>>,
     memory: Mutex<OrderMemory>,
@@ -57,7 +60,8 @@ impl OrderBook {
         tasks: Vec<TaskName>,
     ) -> Self {
         let (tasks, reload) = (RwLock::new(tasks), Mutex::default());
-        Self { restart_exit_code, set_log_level, tasks, reload, memory: Mutex::default() }
+        let (changing, memory) = (tokio::sync::Mutex::default(), Mutex::default());
+        Self { restart_exit_code, set_log_level, tasks, changing, reload, memory }
     }
 
     pub(super) fn memory(&self) -> MutexGuard<'_, OrderMemory> {
@@ -79,10 +83,12 @@ impl OrderBook {
     }
 
     /// Reads the configuration again. Returns a remark for people.
-    pub(super) fn reload(&self) -> ChangeAnswer {
-        let unable = || Err("this program has no configuration that it could read again".to_owned());
+    pub(super) async fn reload(&self) -> ChangeAnswer {
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        reload.map_or_else(unable, |reload| reload())
+        match reload {
+            Some(reload) => reload().await,
+            None => Err("this program has no configuration that it could read again".to_owned()),
+        }
     }
 
     /// Returns the exit code of a process that was ordered to restart.

@@ -215,15 +215,29 @@ impl WorkerContext {
         }
         let answer = match &order.action {
             WorkerAction::Set(change) => self.try_change(change).await.map(|()| None),
-            WorkerAction::Reload => self.orders.reload(),
+            WorkerAction::Reload => self.reload().await,
             _ => Ok(None),
         };
         self.orders.memory().changed = Some((order.number, answer.clone()));
         answer
     }
 
+    /// Reads the configuration again. The renewals of the session wait for this, so it is dropped when it takes long. It has
+    /// changed nothing then.
+    async fn reload(&self) -> ChangeAnswer {
+        let reloaded = tokio::time::timeout(PREPARE_TIMEOUT, self.orders.reload()).await;
+        reloaded.unwrap_or_else(|_| {
+            Err(format!(
+                "the configuration could not be applied within {PREPARE_TIMEOUT:?}; nothing has changed"
+            ))
+        })
+    }
+
     /// Changes the options. An error has changed nothing.
     async fn try_change(&self, change: &WorkerChange) -> Result<(), String> {
+        let Ok(_changing) = self.orders.changing.try_lock() else {
+            return Err("it is reading its configuration again; ask again".to_owned());
+        };
         let presence = &self.sessions.presence;
         if let Some(concurrency) = change.concurrency
             && !(1..=MAX_CONCURRENCY).contains(&concurrency)
@@ -234,14 +248,7 @@ impl WorkerContext {
         let queues = changed_queues(before.clone(), change)?;
         let new: Vec<_> = queues.difference(&before).filter_map(QueuePattern::queue).collect();
         new.iter().try_for_each(|queue| self.may_take(queue))?;
-        if !new.is_empty() {
-            // A queue that cannot be subscribed to would keep the worker from all others.
-            match tokio::time::timeout(PREPARE_TIMEOUT, self.app.broker().prepare(&new)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(format!("the broker: {}", chain(&error).join(": "))),
-                Err(_) => return Err(format!("the broker: no answer within {PREPARE_TIMEOUT:?}")),
-            }
-        }
+        self.prepare(&new).await?;
         if let Some(level) = &change.log_level {
             let unable = || Err("this program does not let its log level be set".to_owned());
             self.orders.set_log_level.as_ref().map_or_else(unable, |set| set(level))?;
@@ -257,15 +264,30 @@ impl WorkerContext {
         Ok(())
     }
 
+    /// Lets the broker prepare queues that the worker is to take: one that cannot be subscribed to would keep it from all
+    /// others.
+    ///
+    /// # Cancel safety
+    /// A dropped future may leave queues that nobody consumes.
+    pub(super) async fn prepare(&self, new: &[QueueName]) -> Result<(), String> {
+        if new.is_empty() {
+            return Ok(());
+        }
+        match tokio::time::timeout(PREPARE_TIMEOUT, self.app.broker().prepare(new)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(format!("the broker: {}", chain(&error).join(": "))),
+            Err(_) => Err(format!("the broker: no answer within {PREPARE_TIMEOUT:?}")),
+        }
+    }
+
     /// Checks that the application's key can sign what this worker would publish again of a queue.
     pub(super) fn may_take(&self, queue: &QueueName) -> Result<(), String> {
         self.orders.tasks().iter().try_for_each(|task| self.app.0.trust.may_sign(task, queue, self.now()))
     }
 
-    /// Shows the queues and the number of slots that the worker has now.
+    /// Shows the queues, the tags and the number of slots that the worker has now.
     pub(super) fn describe_queues(&self) {
-        let presence = &self.sessions.presence;
-        self.sessions.describe(&presence.queues(), &presence.own_queues(), self.capacity.limit());
+        self.sessions.describe(self.capacity.limit());
     }
 }
 

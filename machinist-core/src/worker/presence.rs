@@ -14,6 +14,7 @@ use crate::{
     affinity::with_base,
     id::{QueueName, QueuePattern},
     record::PresenceState,
+    tag::Tag,
 };
 
 /// The state of a worker and what people want of it.
@@ -48,6 +49,8 @@ struct WantedSubscription {
     gate: Option<String>,
     /// Queues of the worker, and patterns of queues.
     own: BTreeSet<QueuePattern>,
+    /// Tags of the worker, sorted.
+    tags: Vec<Tag>,
     /// Queues that its patterns and tags add.
     followed: BTreeSet<QueueName>,
     /// Queues that are paused for all workers.
@@ -136,6 +139,11 @@ impl Presence {
         self.want(|wanted| wanted.own = own);
     }
 
+    /// Sets the tags of the worker.
+    pub(super) fn want_tags(&self, tags: Vec<Tag>) {
+        self.want(|wanted| wanted.tags = tags);
+    }
+
     /// Sets the queues that its patterns and tags add.
     pub(super) fn want_followed(&self, followed: BTreeSet<QueueName>) {
         self.want(|wanted| wanted.followed = followed);
@@ -182,6 +190,11 @@ impl Presence {
     /// Returns the queues and patterns that the worker was given.
     pub(super) fn own_queues(&self) -> BTreeSet<QueuePattern> {
         self.wanted.borrow().own.clone()
+    }
+
+    /// Returns the tags of the worker, sorted.
+    pub(super) fn tags(&self) -> Vec<Tag> {
+        self.wanted.borrow().tags.clone()
     }
 
     /// Returns the queues that its patterns and tags have added.

@@ -47,6 +47,7 @@ pub(super) async fn record_forever(worker: &WorkerContext) {
             worker.emit(EventKind::WorkerMeasured {
                 history_lag: lag,
                 events_dropped: worker.app.0.published_events.take_dropped(),
+                hook_failures: worker.app.0.observers.take_hook_failures(),
             });
         }
     }

@@ -1,24 +1,27 @@
-//! Reload of a running worker: other tasks of a configuration, and other options, limits and periodic tasks.
+//! Reload of a running worker: other tasks of a configuration, other queues, tags and hours of sleep, and other options,
+//! limits and periodic tasks.
 //!
 //! All of it is checked before anything changes.
 
 use std::{
     collections::{BTreeSet, HashMap},
     fmt, mem,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::watch;
 
 use super::{
-    BuildError, TaskOptions, WorkerBuilder, WorkerContext,
+    BuildError, SleepHours, Tag, TaskOptions, WorkerBuilder, WorkerContext,
     build::{can_sign, check_periodic, checked_limits},
     described::described_shapes,
+    followed_queues::follows,
+    parts::ReplaceableParts,
     processor::{RegisteredTask, RegisteredTasks, TaskProcessor},
 };
 use crate::{
-    id::{QueueName, TaskName},
-    limit::LimitTarget,
+    id::{QueueName, QueuePattern, TaskName},
+    limit::{Limit, LimitTarget},
     periodic::Periodic,
     sign::{Key, KeyError, Keyring},
 };
@@ -27,68 +30,115 @@ use crate::{
 /// clone; outlives the worker.
 #[derive(Clone)]
 pub struct Reloader {
-    processor: Arc<TaskProcessor>,
-    periodic: Arc<watch::Sender<Vec<Periodic>>>,
+    pub(super) processor: Arc<TaskProcessor>,
+    /// Parts that the code and the configuration in force give.
+    pub(super) parts: Arc<Mutex<ReplaceableParts>>,
+    pub(super) periodic: Arc<watch::Sender<Vec<Periodic>>>,
+    pub(super) sleep: Arc<watch::Sender<Vec<SleepHours>>>,
+}
+
+/// Checked parts that a reload puts in the place of those that the worker has.
+struct ReloadPlan {
+    parts: ReplaceableParts,
+    queues: BTreeSet<QueuePattern>,
+    /// Queues that the worker did not name before.
+    new_queues: Vec<QueueName>,
+    tags: Vec<Tag>,
+    tasks: RegisteredTasks,
+    periodic: Vec<Periodic>,
+    limits: HashMap<LimitTarget, Arc<Limit>>,
 }
 
 impl Reloader {
-    pub(super) fn new(processor: Arc<TaskProcessor>, periodic: Arc<watch::Sender<Vec<Periodic>>>) -> Self {
-        Self { processor, periodic }
-    }
-
     /// Puts the configuration `new` in the place of `old`. Both builders hold nothing but what the configuration says, without
-    /// the defaults of the application: the tasks that it defines, options of tasks ([`adjust_options`](WorkerBuilder::adjust_options)), limits of queues,
-    /// periodic tasks and the concurrency. What the worker has from code stays. Runs go on as they began.
+    /// the defaults of the application: the tasks that it defines, options of tasks
+    /// ([`adjust_options`](WorkerBuilder::adjust_options)), limits of queues, periodic tasks, queues, tags, hours of sleep, the
+    /// concurrency and whether arguments are kept. What the worker has from code stays. What orders have changed of its queues
+    /// and its concurrency is taken back. Runs go on as they began.
     ///
     /// `keys` replaces the key ring of the application, as [`App::replace_keyring`](crate::App::replace_keyring) does. Returns
     /// the reason that it does not, if there is one: all else is replaced then, and what the ring revokes is revoked.
     ///
     /// # Errors
     /// [`BuildError`]: nothing has changed.
-    pub fn reload(
+    ///
+    /// # Cancel safety
+    /// A dropped future has changed nothing. The broker may have declared queues that are new.
+    pub async fn reload(
         &self,
-        old: &WorkerBuilder,
-        mut new: WorkerBuilder,
+        old: WorkerBuilder,
+        new: WorkerBuilder,
         keys: Option<Keyring>,
     ) -> Result<Option<KeyError>, BuildError> {
         let worker = &self.processor.worker;
-        let concurrency = new.concurrency.unwrap_or(super::build::DEFAULT_CONCURRENCY);
-        if concurrency == 0 {
-            return Err(BuildError::Zero("concurrency"));
-        }
-        let tasks = self.tasks(old, &mut new)?;
-        let queues: BTreeSet<QueueName> = worker.sessions.presence.queues().into_iter().collect();
-        match keys.as_ref().map(Keyring::signing_key) {
-            Some(Some(key)) => may_all(key, tasks.keys(), &queues)?,
-            // Without a key that signs, no tasks are taken.
-            Some(None) => {}
-            None if !worker.app.0.trust.can_sign() => {}
-            None => can_sign(&worker.app, tasks.keys(), &queues)?,
-        }
-        let periodic = self.periodic(old, mem::take(&mut new.periodic));
-        check_periodic(&worker.app, &periodic)?;
-        let own = worker.limits.own();
-        let of_old = |queue: &QueueName| old.queue_limits.iter().any(|(name, _)| *name == queue.as_str());
-        let coded = own.into_iter().filter_map(|(target, limit)| match target {
-            LimitTarget::Queue(queue) if !of_old(&queue) => Some((queue.to_string(), (*limit).clone())),
-            _ => None,
-        });
-        let limits = coded.chain(mem::take(&mut new.queue_limits)).collect();
-        let limits = checked_limits(tasks.iter().map(|(name, task)| (name, &task.options)), limits)?;
+        let _changing = worker.orders.changing.lock().await;
+        let plan = self.plan(old, new, keys.as_ref())?;
+        worker.prepare(&plan.new_queues).await.map_err(BuildError::NewQueues)?;
+        let concurrency = plan.parts.concurrency();
         // The last thing that can fail.
         worker.capacity.set_limit(concurrency).map_err(BuildError::NotNow)?;
         worker.capacity.give();
         worker.look_ahead.set_concurrency(concurrency);
-        worker.limits.set_own(limits);
-        worker.orders.set_tasks(tasks.keys().cloned().collect());
-        self.processor.set_tasks(tasks);
-        self.periodic.send_replace(periodic);
+        worker.limits.set_own(plan.limits);
+        worker.orders.set_tasks(plan.tasks.keys().cloned().collect());
+        self.processor.set_tasks(plan.tasks);
+        self.periodic.send_replace(plan.periodic);
+        self.sleep.send_replace(plan.parts.sleep.clone());
+        worker.sessions.presence.want_tags(plan.tags);
+        worker.sessions.presence.want_queues(plan.queues);
+        *self.parts() = plan.parts;
         worker.describe_tasks(&self.processor);
+        worker.describe_queues();
         Ok(keys.and_then(|keys| worker.app.replace_keyring(keys).err()))
     }
 
+    fn parts(&self) -> MutexGuard<'_, ReplaceableParts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Checks the configuration `new`, and returns what it puts in the place of what the worker has.
+    fn plan(
+        &self,
+        mut old: WorkerBuilder,
+        mut new: WorkerBuilder,
+        keys: Option<&Keyring>,
+    ) -> Result<ReloadPlan, BuildError> {
+        let worker = &self.processor.worker;
+        let (before, after) = (ReplaceableParts::take(&mut old), ReplaceableParts::take(&mut new));
+        let parts = self.parts().replaced(&before, &after);
+        if parts.concurrency() == 0 {
+            return Err(BuildError::Zero("concurrency"));
+        }
+        let (queues, tags) = (parts.own_queues(&worker.app)?, parts.all_tags(&worker.app)?);
+        let tasks = self.tasks(&old, &mut new, parts.keeps_args())?;
+        let presence = &worker.sessions.presence;
+        let named = presence.own_queues();
+        let new_queues = queues.difference(&named).filter_map(QueuePattern::queue).collect();
+        // Those that it goes on to follow, and those that it names.
+        let followed = presence.followed().into_iter().filter(|queue| follows(&queues, &tags, queue));
+        let taken: BTreeSet<QueueName> =
+            followed.chain(queues.iter().filter_map(QueuePattern::queue)).collect();
+        match keys.map(Keyring::signing_key) {
+            Some(Some(key)) => may_all(key, tasks.keys(), &taken)?,
+            // Without a key that signs, no tasks are taken.
+            Some(None) => {}
+            None if !worker.app.0.trust.can_sign() => {}
+            None => can_sign(&worker.app, tasks.keys(), &taken)?,
+        }
+        let periodic = self.periodic(&old, mem::take(&mut new.periodic));
+        check_periodic(&worker.app, &periodic)?;
+        let options = tasks.iter().map(|(name, task)| (name, &task.options));
+        let limits = checked_limits(options, &parts.queue_limits)?;
+        Ok(ReloadPlan { parts, queues, new_queues, tags, tasks, periodic, limits })
+    }
+
     /// Returns the tasks: those of the code with other options, and those of the new configuration.
-    fn tasks(&self, old: &WorkerBuilder, new: &mut WorkerBuilder) -> Result<RegisteredTasks, BuildError> {
+    fn tasks(
+        &self,
+        old: &WorkerBuilder,
+        new: &mut WorkerBuilder,
+        keeps_args: bool,
+    ) -> Result<RegisteredTasks, BuildError> {
         let was_configured = |name: &TaskName| old.tasks.iter().any(|task| task.name == name.as_str());
         let mut tasks: HashMap<TaskName, RegisteredTask> = self
             .processor
@@ -106,9 +156,8 @@ impl Reloader {
         for (name, adjust) in mem::take(&mut new.adjustments) {
             adjust(tasks.get_mut(&TaskName::parse(&name)?).map(|task| &mut task.options));
         }
-        let keep_args = new.keep_args.unwrap_or(false);
         let finished = |(name, mut task): (_, RegisteredTask)| {
-            task.options.keep_args.get_or_insert(keep_args);
+            task.options.keep_args.get_or_insert(keeps_args);
             (name, Arc::new(task))
         };
         Ok(tasks.into_iter().map(finished).collect())

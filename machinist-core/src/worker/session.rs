@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     admissions::DisabledTasks,
-    described::{described_limits, described_patterns, described_tasks},
+    described::{DESCRIBED_TASKS, described_limits, described_patterns, described_tasks},
     events::WorkerEvents,
     held_places::HeldPlaces,
     lease::Lease,
@@ -31,17 +31,18 @@ use crate::{
     app::App,
     backend::{Backend, BackendError, Commit, Committed, Index, IndexUpdate},
     event::WorkerState,
-    id::{QueueName, QueuePattern, RecordId, RunId, SessionId, TaskId, TaskName},
+    id::{QueueName, RecordId, RunId, SessionId, TaskId, TaskName},
     limit::{Limit, LimitTarget, live_limits},
     record::{
         Claim, ClaimStatus, Facts, RenewalAction, WorkerHealth, claim_name, close_session, control_record,
         holder_of, is_alive, keep_name, memory_to_show, name, name_record, numbered_name, open_session,
         rename_session, renew_session, revoked_root,
     },
+    tag::Tag,
 };
 
-/// Maximum number of ids that a session shows of what its worker runs.
-const SHOWN_RUNS: usize = 20;
+/// Maximum number of ids that a session shows of what its worker runs. Under load they are written with each renewal.
+const SHOWN_RUNS: usize = 10;
 /// Interval at which the name of the worker is kept from being forgotten.
 const KEEP_NAME_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Maximum number of names that are passed over because another program has written into their records.
@@ -274,11 +275,13 @@ impl Sessions {
         crate::record::json(&about)
     }
 
-    /// Changes what the session says about the worker, and lets it be seen soon.
-    pub(super) fn describe(&self, queues: &[QueueName], own: &BTreeSet<QueuePattern>, concurrency: usize) {
+    /// Shows the queues and tags that the worker has now, and its number of slots, and lets it be seen soon.
+    pub(super) fn describe(&self, concurrency: usize) {
+        let (queues, own, tags) = (self.presence.queues(), self.presence.own_queues(), self.presence.tags());
         let mut state = self.state();
         state.about["queues"] = queues.iter().map(QueueName::as_str).collect::<Vec<_>>().into();
-        state.about["patterns"] = described_patterns(own).into();
+        state.about["patterns"] = described_patterns(&own).into();
+        state.about["tags"] = tags.iter().map(Tag::as_str).collect::<Vec<_>>().into();
         state.about["concurrency"] = concurrency.into();
         state.about_changed = true;
         drop(state);
@@ -295,6 +298,7 @@ impl Sessions {
     ) {
         let mut state = self.state();
         state.about["tasks"] = described_tasks(tasks.iter().collect());
+        state.about["more_tasks"] = tasks.len().saturating_sub(DESCRIBED_TASKS).into();
         state.about["shapes"] = shapes;
         state.about["limits"] = described_limits(limits);
         state.about["concurrency"] = concurrency.into();

@@ -6,6 +6,7 @@ use jiff::{
     civil::{Date, Time},
     tz::TimeZone,
 };
+use tokio::sync::watch;
 
 use super::WorkerContext;
 use crate::clock::Timestamp;
@@ -124,15 +125,21 @@ pub(super) fn sleep_reason(hours: &[SleepHours], now: Timestamp) -> Option<Strin
     last.map(|until| format!("its timetable lets it sleep until {until}"))
 }
 
-/// Sleeps and wakes the worker by its timetable, until it drains.
-pub(super) async fn follow(worker: Arc<WorkerContext>, hours: Vec<SleepHours>) {
-    if hours.is_empty() {
-        return;
-    }
+/// Sleeps and wakes the worker by its timetable, which a reload may replace, until it drains.
+pub(super) async fn follow(worker: Arc<WorkerContext>, mut hours: watch::Receiver<Vec<SleepHours>>) {
     let looks = async {
         loop {
-            tokio::time::sleep(LOOK_INTERVAL).await;
-            look(&worker, &hours);
+            let is_empty = {
+                let hours = hours.borrow_and_update();
+                look(&worker, &hours);
+                hours.is_empty()
+            };
+            tokio::select! {
+                // Without hours, there is nothing to look at.
+                () = tokio::time::sleep(LOOK_INTERVAL), if !is_empty => {}
+                Ok(()) = hours.changed() => {}
+                else => std::future::pending().await,
+            }
         }
     };
     tokio::select! {

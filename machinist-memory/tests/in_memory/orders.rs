@@ -12,8 +12,8 @@ use std::{
 use crate::support::Running;
 use bytes::Bytes;
 use machinist_core::{
-    App, Arg, Client, Results, Signature, TaskContext, TaskDef, TaskError, WhyClass, WhyReason, Worker,
-    WorkerAction, WorkerFilter,
+    App, Arg, Client, QueuePattern, Results, Signature, TaskContext, TaskDef, TaskError, WhyClass, WhyReason,
+    Worker, WorkerAction, WorkerChange, WorkerFilter,
     backend::{Backend, Commit},
     id::{RecordId, RecordKind, TaskName},
     limit::{Limit, LimitTarget},
@@ -265,7 +265,7 @@ async fn a_reload_replaces_the_configuration_and_keeps_what_the_code_says() {
     let reloader = worker.reloader();
     let answers =
         Arc::new(Mutex::new(vec![Err("line 3 is wrong".to_owned()), Ok(Some("a remark".to_owned()))]));
-    worker.on_reload(move || answers.lock().unwrap().remove(0));
+    worker.on_reload(move || std::future::ready(answers.lock().unwrap().remove(0)));
     let stages = worker.stages();
     let running = tokio::spawn(worker.run_until(std::future::pending()));
     awake(&client).await;
@@ -273,12 +273,12 @@ async fn a_reload_replaces_the_configuration_and_keeps_what_the_code_says() {
     let periodic = || Periodic::new("often", every.clone(), Signature::new("new")).unwrap();
     let new =
         || builder().concurrency(3).task_dyn("new", echo).limit_queue("other", Limit::new().max_running(7));
-    let twice = reloader.reload(&old(), new().task_dyn("work", echo), None);
+    let twice = reloader.reload(old(), new().task_dyn("work", echo), None).await;
     assert!(matches!(twice, Err(BuildError::Twice(_))), "{twice:?}");
-    let wrong = reloader.reload(&old(), new().limit_queue("x", Limit::new().burst(3)), None);
+    let wrong = reloader.reload(old(), new().limit_queue("x", Limit::new().burst(3)), None).await;
     assert!(matches!(wrong, Err(BuildError::Limit { .. })), "{wrong:?}");
     client.send(Signature::new("old").arg(1)).await.unwrap().wait(MINUTE).await.unwrap();
-    reloader.reload(&old(), new().periodic(periodic()), None).unwrap();
+    reloader.reload(old(), new().periodic(periodic()), None).await.unwrap();
     client.send(Signature::new("new").arg(1)).await.unwrap().wait(MINUTE).await.unwrap();
     client.send(WORK.call(())).await.unwrap().wait(MINUTE).await.unwrap();
     comes("the session shows it", async || {
@@ -307,4 +307,88 @@ async fn a_reload_replaces_the_configuration_and_keeps_what_the_code_says() {
     assert_eq!((why.reason, why.class), (WhyReason::Limited, WhyClass::Act), "{}", why.sentence);
     stages.advance();
     running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_replaces_queues_tags_and_hours_and_takes_back_what_orders_have_set() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let most = |runs| Limit::new().max_running(runs);
+    let configured = || Worker::builder(&servers.app).limit_queue("coded", most(5));
+    let old = || configured().queue("old").tags(["big"]).concurrency(2);
+    let new = || configured().queue("new").tags(["gpu"]).concurrency(3);
+    let coded = old().name("w").task(WORK, work).queue("coded").tags(["own"]).concurrency(4);
+    let worker = coded.limit_queue("coded", most(1)).build().unwrap();
+    let (reloader, health, stages) = (worker.reloader(), worker.health(), worker.stages());
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    awake(&client).await;
+    let mut change = WorkerChange::default();
+    change.concurrency = Some(9);
+    change.add_queues = vec![QueuePattern::parse("added").unwrap()];
+    order(&client, WorkerAction::Set(change)).await;
+
+    let wrong = reloader.reload(old(), new().queue("amq.direct"), None).await;
+    assert!(matches!(wrong, Err(BuildError::Name(_))), "{wrong:?}");
+    let wrong = reloader.reload(old(), new().tags(["Zone"]), None).await;
+    assert!(matches!(wrong, Err(BuildError::Tag(_))), "{wrong:?}");
+    let names = || health.queues().iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(names(), ["added", "coded", "old"]);
+    reloader.reload(old(), new(), None).await.unwrap();
+    assert_eq!(names(), ["coded", "new"]);
+    comes("the session shows it", async || {
+        let worker = client.workers(&WorkerFilter::new()).await.unwrap().remove(0);
+        worker.queues == ["coded", "new"] && worker.tags == ["gpu", "own"] && worker.concurrency == 4
+    })
+    .await;
+    // That of the code, before and after the reload.
+    let limits = client.workers(&WorkerFilter::new()).await.unwrap().remove(0).limits;
+    assert_eq!(limits.get("queue:coded"), Some(&most(1)));
+    client.send(WORK.call(()).queue("new")).await.unwrap().wait(MINUTE).await.unwrap();
+    let tagged = WORK.call(()).queue("new").requires(["gpu"]);
+    client.send(tagged).await.unwrap().wait(MINUTE).await.unwrap();
+
+    let hours = || SleepHours::new("mon-sun", "00:00", "24:00", "UTC").unwrap();
+    reloader.reload(new(), new().sleep(hours()), None).await.unwrap();
+    is_in(&client, PresenceState::Asleep).await;
+    reloader.reload(new().sleep(hours()), new(), None).await.unwrap();
+    is_in(&client, PresenceState::Awake).await;
+    // Tags that are gone attract no tasks.
+    reloader.reload(new(), configured().queue("new").concurrency(3), None).await.unwrap();
+    comes("it follows nothing", async || {
+        let worker = client.workers(&WorkerFilter::new()).await.unwrap().remove(0);
+        worker.queues == ["coded", "new"] && worker.tags == ["own"]
+    })
+    .await;
+    let unlimited = || Worker::builder(&servers.app).queue("new").concurrency(3);
+    reloader.reload(configured().queue("new").concurrency(3), unlimited(), None).await.unwrap();
+    comes("the limit of the code is left", async || {
+        let worker = client.workers(&WorkerFilter::new()).await.unwrap().remove(0);
+        worker.limits.get("queue:coded") == Some(&most(1)) && worker.concurrency == 4
+    })
+    .await;
+    stages.advance();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_to_a_process_that_has_gone_is_not_done_and_says_why() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let worker = Worker::builder(&servers.app).name("w").task(WORK, work).build().unwrap();
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    awake(&client).await;
+    // As a killed process: its session has not expired yet.
+    running.abort();
+    assert!(running.await.unwrap_err().is_cancelled());
+    let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+    let asked = async |action| client.order_workers(&workers, action, false).await.unwrap().1.remove(0);
+    let ping = asked(WorkerAction::Ping).await;
+    let reason = ping.reason.unwrap();
+    assert!(!ping.done && reason.ends_with("its process has gone"), "{reason}");
+    let paused = asked(WorkerAction::Pause).await;
+    let reason = paused.reason.unwrap();
+    assert!(!paused.done && reason.contains("the next one of its name obeys"), "{reason}");
+    let next = servers.worker();
+    is_in(&client, PresenceState::Asleep).await;
+    next.stop().await;
 }
