@@ -89,7 +89,7 @@ impl DeadLetterScan {
         self.kept_bytes = self.kept_bytes.saturating_add(delivery.message.size());
         self.kept.push(delivery);
         // Kept letters use up the credit.
-        if self.kept.len() % usize::from(READ_AHEAD) == 0 && !self.is_full() {
+        if self.kept.len().is_multiple_of(usize::from(READ_AHEAD)) && !self.is_full() {
             self.consumer.add_credit(READ_AHEAD).await;
         }
     }

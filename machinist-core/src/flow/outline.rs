@@ -45,7 +45,7 @@ pub(crate) struct Outline {
 impl OutlineStep {
     /// Returns the ids of all its tasks, in a workflow whose root has this place.
     pub(crate) fn tasks(&self, root: &StepPlace) -> Vec<TaskId> {
-        root.step(&self.name).tasks(self.members, self.between.iter().chain(&self.last))
+        root.step(&self.name).tasks(self.members, &self.between.iter().chain(&self.last))
     }
 }
 

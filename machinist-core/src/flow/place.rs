@@ -117,7 +117,7 @@ impl StepPlace {
     pub(crate) fn tasks<'a>(
         &self,
         members: Option<u32>,
-        inner: impl Iterator<Item = &'a String> + Clone,
+        inner: &(impl Iterator<Item = &'a String> + Clone),
     ) -> Vec<TaskId> {
         let Some(members) = members else { return vec![self.id()] };
         let mut tasks = Vec::new();

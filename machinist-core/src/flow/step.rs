@@ -235,7 +235,7 @@ impl JoinPart {
     /// Returns the ids of all tasks of its members, for a step at this place that waits for it.
     pub(crate) fn tasks(&self, waiting: &StepPlace) -> Vec<TaskId> {
         let inner = self.between.iter().chain(&self.last);
-        waiting.scope().step(&self.step).tasks(self.members, inner)
+        waiting.scope().step(&self.step).tasks(self.members, &inner)
     }
 }
 

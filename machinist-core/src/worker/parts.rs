@@ -115,7 +115,7 @@ fn replaced<T: Clone + PartialEq>(own: &[T], old: &[T], new: &[T]) -> Vec<T> {
 }
 
 /// Returns the new value of a configuration, unless the code has chosen another one than the old configuration.
-fn chosen<T: PartialEq>(own: Option<T>, old: Option<T>, new: Option<T>) -> Option<T> {
+fn chosen<T: PartialEq + Copy>(own: Option<T>, old: Option<T>, new: Option<T>) -> Option<T> {
     if own == old { new } else { own }
 }
 
