@@ -128,30 +128,6 @@ async fn note_if_lost(app: &App, record: &Record) {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use machinist::{
-        TaskId,
-        record::{Facts, fold},
-    };
-
-    use super::*;
-
-    #[test]
-    fn only_a_task_to_which_nothing_has_happened_for_ten_minutes_is_quiet() {
-        let sent = Timestamp::from_micros(1_700_000_000_000_000);
-        let after = |seconds| sent.plus(Duration::from_secs(seconds));
-        let mut facts = Facts::new();
-        facts.put("sent", serde_json::to_vec(&sent).unwrap());
-        let mut record = fold(&TaskId::parse("t").unwrap(), &facts).unwrap();
-        assert!(!is_quiet(&record, after(599)) && is_quiet(&record, after(600)));
-        (record.state, record.started_at) = (TaskState::Started, Some(after(60)));
-        assert!(!is_quiet(&record, after(600)) && is_quiet(&record, after(660)));
-        record.state = TaskState::Success;
-        assert!(!is_quiet(&record, after(3600)));
-    }
-}
-
 /// Returns whether no worker has received it although its time has come. The delay queues of the broker may hold it up.
 fn waits_past_its_time(record: &Record, now: Timestamp) -> bool {
     matches!(record.state, TaskState::Pending | TaskState::Retry)
@@ -180,4 +156,28 @@ fn latest(record: &Record) -> String {
         .flatten()
         .max()
         .map_or_else(|| "-".to_owned(), |at| at.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use machinist::{
+        TaskId,
+        record::{Facts, fold},
+    };
+
+    use super::*;
+
+    #[test]
+    fn only_a_task_to_which_nothing_has_happened_for_ten_minutes_is_quiet() {
+        let sent = Timestamp::from_micros(1_700_000_000_000_000);
+        let after = |seconds| sent.plus(Duration::from_secs(seconds));
+        let mut facts = Facts::new();
+        facts.put("sent", serde_json::to_vec(&sent).unwrap());
+        let mut record = fold(&TaskId::parse("t").unwrap(), &facts).unwrap();
+        assert!(!is_quiet(&record, after(599)) && is_quiet(&record, after(600)));
+        (record.state, record.started_at) = (TaskState::Started, Some(after(60)));
+        assert!(!is_quiet(&record, after(600)) && is_quiet(&record, after(660)));
+        record.state = TaskState::Success;
+        assert!(!is_quiet(&record, after(3600)));
+    }
 }

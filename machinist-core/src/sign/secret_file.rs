@@ -70,7 +70,8 @@ fn check_private(_metadata: &Metadata) -> Result<(), String> {
     Ok(())
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::{fs::Permissions, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 

@@ -161,7 +161,7 @@ async fn the_name_of_a_session_that_cannot_be_used_is_free() {
     until("the first worker", async || here.workers().await.len() == 1).await;
     let dead = here.workers().await.remove(0).1;
     first.worker.abort();
-    here.backend.spoil(&SessionId::from(&*dead));
+    here.backend.spoil(SessionId::from(&*dead));
     let second = Running::start(here.worker("w", one_at_a_time()));
     until("the second worker", async || here.workers().await.len() == 1).await;
     let (name, session) = here.workers().await.remove(0);
