@@ -11,6 +11,7 @@ mod overview;
 mod periodic;
 mod queues;
 mod send;
+mod stages;
 mod task;
 mod tasks;
 mod workers;

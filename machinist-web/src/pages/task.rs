@@ -18,6 +18,7 @@ use super::{
     fields::{args, button, cell, grouped, payload, pretty, queue_link, seconds, state, task_link, time},
     layout::answer_page,
     queues::reason,
+    stages::bars,
 };
 use crate::{
     Right, actions, link,
@@ -28,6 +29,8 @@ use crate::{
 
 /// Number of log lines on the page: the last ones.
 const MAX_LINES: usize = 200;
+/// Number of earlier attempts on the page: the last ones.
+const MAX_ATTEMPTS: usize = 50;
 
 /// Answers with the page of a task.
 pub(crate) async fn task(State(site): State<Arc<Site>>, Path(id): Path<String>, visit: Visit) -> Response {
@@ -38,6 +41,8 @@ pub(crate) async fn task(State(site): State<Arc<Site>>, Path(id): Path<String>, 
 /// Parts of the page that do not keep it waiting.
 struct TaskParts {
     view: TaskView,
+    /// Stages in time.
+    bars: Markup,
     why: Result<Why, WebError>,
     log: Result<TaskLog, WebError>,
 }
@@ -64,7 +69,8 @@ async fn content(site: &Site, visit: &Visit, id: &str) -> Result<Markup, WebErro
         glance("the reason", client.why(&id)),
         glance("the log", client.log(&id)),
     );
-    Ok(page(visit, &TaskParts { view, why, log }))
+    let bars = bars(&record, site.app.clock().now());
+    Ok(page(visit, &TaskParts { view, bars, why, log }))
 }
 
 fn page(visit: &Visit, parts: &TaskParts) -> Markup {
@@ -76,7 +82,7 @@ fn page(visit: &Visit, parts: &TaskParts) -> Markup {
         (facts(visit, view))
         section { h2 { "Why" } (reason(&parts.why)) }
         @if let Some(error) = &view.error { section { h2 { "Error" } (chain(error)) } }
-        (timeline(view))
+        (timeline(view, &parts.bars))
         section { h2 { "Arguments" } (args(&view.args, &rest)) }
         @if view.state == TaskState::Success || !view.results.is_empty() {
             section { h2 { "Results" }
@@ -183,14 +189,17 @@ fn chain(error: &ErrorView) -> Markup {
     }
 }
 
-/// The changes of the task in their order, each with its time.
-fn timeline(view: &TaskView) -> Markup {
+/// The stages of the task as bars, and its changes in their order, each with its time.
+fn timeline(view: &TaskView, bars: &Markup) -> Markup {
+    let left_out = view.history.len().saturating_sub(MAX_ATTEMPTS);
     html! {
         section {
             h2 { "Timeline" }
+            (bars)
+            @if left_out > 0 { p.hint { (grouped(left_out as u64)) " earlier attempts are in the API." } }
             ol.timeline {
                 @if view.sent_at.is_some() { li { (time(view.sent_at.as_deref())) " sent" } }
-                @for attempt in &view.history { (past(attempt)) }
+                @for attempt in &view.history[left_out..] { (past(attempt)) }
                 @if view.received_at.is_some() { li { (time(view.received_at.as_deref())) " received, attempt " (view.attempt) } }
                 @if view.started_at.is_some() {
                     li { (time(view.started_at.as_deref())) " started"

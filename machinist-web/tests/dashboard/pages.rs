@@ -36,6 +36,7 @@ async fn a_failed_task_is_found_with_its_reason() {
         "FAILURE",
         "the disk is full",
         "Timeline",
+        "<svg class=\"bar\"",
         "Why",
         "Retry",
         "&quot;the disk is full&quot;",
