@@ -215,7 +215,8 @@ pub async fn a_worker_outlives_a_limit_and_a_name_that_cannot_be_used(harness: &
     let state = limited_gate.clone();
     let WaitingTask { app, gate, worker } = WaitingTask::start_with(backend, |worker| {
         let options = TaskOptions::new().limit(Limit::new().max_running(2));
-        worker.name("spoilt").state(state).task(LIMITED, limited).options("limited", options)
+        let worker = worker.name("spoilt").concurrency(4).state(state);
+        worker.task(LIMITED, limited).options("limited", options)
     })
     .await;
     let client = app.client();

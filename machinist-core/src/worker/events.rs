@@ -33,9 +33,7 @@ impl WorkerEvents {
         self.log.observe(&event);
         self.tally.observe(&event);
         self.dead_letter_counts.observe(&event);
-        if self.app.0.observers.measure_queues() || self.app.0.history.is_on() {
-            self.last_taken.observe(&event);
-        }
+        self.last_taken.observe(&event);
         self.app.0.history.note(&event);
         self.app.0.published_events.note(&event);
         self.app.0.observers.notify(&event);

@@ -1,4 +1,5 @@
-//! Messages that a worker took last, from which the age of its queues follows.
+//! Messages that a worker took last, from which the age of its queues follows, and that a delayed message is no longer in
+//! its queue.
 
 use std::{
     collections::HashMap,

@@ -83,6 +83,7 @@ impl Installation {
     fn worker(&self, name: &str, limit: Limit) -> WorkerBuilder {
         Worker::builder(&self.app)
             .name(name)
+            .concurrency(4)
             .state(LetGo(Arc::new(Semaphore::new(0))))
             .task(HOLD, hold)
             .task(LIMITED, limited)
