@@ -1,7 +1,8 @@
-//! Values and their spelling: text that is read as JSON must come out as it was written. Pure.
+//! Values and their spelling: text that is read as JSON must not change its meaning. Pure.
 //!
 //! A JSON number becomes an integer of 64 bits or a float, which is written in one way only: 1.10 would become 1.1, and
-//! an integer of 20 digits would lose some. Where that changes what was written, the text stays text.
+//! an integer of 20 digits would lose some. A number alone whose spelling would change stays text. Inside of an array or an
+//! object the spelling may change, if the number is the same: text in place of the whole would change more.
 
 use serde_json::Value;
 
