@@ -294,7 +294,6 @@ fn a_task_waits_while_no_program_can_be_started() {
 }
 
 #[test]
-#[test]
 fn a_supervisor_that_gets_no_thread_starts_no_program() {
     let folder = Folder::new();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
@@ -329,6 +328,7 @@ fn a_supervisor_that_gets_no_thread_starts_no_program() {
     assert!(!folder.path().join("started").exists());
 }
 
+#[test]
 fn as_first_process_it_reaps_and_hears_signals() {
     let folder = Folder::with("[tasks.leave]\ncommand = [\"sh\", \"-c\", \"echo ok\"]\n");
     let mut first = folder.start(&["internal-first-process", "worker"]);
@@ -346,13 +346,53 @@ fn as_first_process_it_reaps_and_hears_signals() {
 
 #[test]
 fn as_first_process_it_reaps_processes_of_others() {
-    let folder = Folder::with("[tasks.leave]\ncommand = [\"true\"]\n");
+    // A second run, of a worker that stood still for too long, ends at once.
+    let script = "[ -e leader ] && exit; echo $$ > leader; exec sleep 1000";
+    let folder = Folder::with(&format!("[tasks.run]\ncommand = [\"sh\", \"-c\", \"{script}\"]\n"));
     let mut first = folder.start(&["internal-first-process", "worker"]);
     first.stderr.until("is ready");
-    let id = first.id().to_string();
-    // The supervisor of a run is an orphan when its worker is gone, and ends as a child of the first process.
-    folder.write("machinist.toml", "[tasks.leave]\ncommand = [\"true\"]\n");
-    assert_eq!(folder.outcome(&["leave"])["state"], "SUCCESS");
-    eventually("no zombie is left", || (!children(&id).contains(&'Z')).then_some(()));
+    let id = folder.send(&["run"]);
+    let leader = contents(&folder.path().join("leader"));
+    let supervisor = parent(&leader);
+    let worker = parent(&supervisor);
+    assert_eq!(parent(&worker), first.id().to_string());
+    // The worker stands still, so that the program outlives its supervisor.
+    kill(pid(&worker), Signal::SIGSTOP).unwrap();
+    kill(pid(&supervisor), Signal::SIGKILL).unwrap();
+    let adopted = || (parent(&leader) == first.id().to_string()).then_some(());
+    eventually("the first process adopts the program", adopted);
+    kill(pid(&leader), Signal::SIGKILL).unwrap();
+    let reaped = || (!Path::new(&format!("/proc/{leader}")).exists()).then_some(());
+    eventually("the first process reaps the program", reaped);
+    kill(pid(&worker), Signal::SIGCONT).unwrap();
+    folder.run(&["status", &id, "--watch"]);
     first.stop().ended(0);
+}
+
+#[test]
+fn a_worker_that_still_connects_obeys_a_signal() {
+    let mut folder = Folder::new();
+    // It takes connections and says nothing.
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    mute.set_nonblocking(true).unwrap();
+    folder.set("MACHINIST_BROKER", &format!("amqp://{}/%2f", mute.local_addr().unwrap()));
+    folder.set("MACHINIST_BACKEND", "sqlite://machinist.db");
+    folder.set("MACHINIST_KEY_FILE", &folder.key("test.key", "test"));
+    let ended_while_it_connects = |arguments: &[&str]| {
+        // A worker before it may have connected more than once.
+        while mute.accept().is_ok() {}
+        let worker = folder.start(arguments);
+        let connected = eventually("it connects", || mute.accept().ok());
+        worker.signal(Signal::SIGTERM);
+        let ended = worker.end();
+        drop(connected);
+        ended
+    };
+    // Where everything is slow, it may have given the broker up before the signal came.
+    let obeyed = |arguments: &[&str]| {
+        let mut tries = (0..10).map(|_| ended_while_it_connects(arguments));
+        tries.find(|ended| ended.code != 69).expect("the signal ends it, and not the broker's silence")
+    };
+    assert_eq!(obeyed(&["worker", "--demo"]).code, -1, "it has the default action of the signal");
+    assert_eq!(obeyed(&["internal-first-process", "worker", "--demo"]).code, 128 + 15);
 }
