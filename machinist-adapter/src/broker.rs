@@ -211,11 +211,12 @@ pub enum PublishError {
         reason: String,
     },
     /// Not taken now: the broker answered with a negative confirm (a queue at its limit, a queue without its majority of
-    /// nodes). It says nothing about the message: the same one may be taken later. Publishing it again is safe, and
-    /// needed if it must not be lost; in rare cases the broker had stored it before its queue failed.
+    /// nodes), or something between it and its queue is missing that the adapter does not make. It says nothing about the
+    /// message: the same one may be taken later. Publishing it again is safe, and needed if it must not be lost; in rare
+    /// cases the broker had stored it before its queue failed.
     #[error("the broker does not take the message now: {reason}")]
     Nacked {
-        /// The queue, and what can be the cause.
+        /// The queue, and what can be the cause, or what is missing.
         reason: String,
     },
     /// Not sent before the deadline: the broker accepts no messages now (memory or disk alarm).

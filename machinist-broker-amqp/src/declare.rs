@@ -29,29 +29,33 @@ const NEW_QUEUE_PERIOD: Duration = Duration::from_secs(5);
 /// Reason that an exchange, queue or binding is not on the broker as declared.
 #[derive(Debug)]
 pub(crate) enum DeclareError {
-    /// It does not exist, and this process only checks.
-    Missing { name: String },
+    /// It does not exist, and this process does not create it. The reason includes the remedy.
+    Missing { name: String, reason: String },
     /// The broker refuses it; the reason includes the remedy.
     Refused { reason: String },
     /// The broker did not answer. Try again.
     Failed(AmqpError),
 }
 
-impl From<DeclareError> for BrokerError {
-    fn from(error: DeclareError) -> Self {
-        match error {
-            DeclareError::Missing { name } => Self::Refused { reason: missing(&name) },
-            DeclareError::Refused { reason } => Self::Refused { reason },
-            DeclareError::Failed(error) => error.into_broker_error(),
-        }
+impl DeclareError {
+    /// Error for an object that does not exist while this process only checks.
+    pub(crate) fn missing(name: String) -> Self {
+        let reason = format!(
+            "{name} does not exist on the broker; create it, or set topology to \"declare\" to have it created"
+        );
+        Self::Missing { name, reason }
     }
 }
 
-/// Sentence for a user about an object that does not exist.
-pub(crate) fn missing(name: &str) -> String {
-    format!(
-        "{name} does not exist on the broker; create it, or set topology to \"declare\" to have it created"
-    )
+impl From<DeclareError> for BrokerError {
+    fn from(error: DeclareError) -> Self {
+        match error {
+            DeclareError::Missing { reason, .. } | DeclareError::Refused { reason } => {
+                Self::Refused { reason }
+            }
+            DeclareError::Failed(error) => error.into_broker_error(),
+        }
+    }
 }
 
 /// The part of the topology that one connection knows to exist on the broker.
@@ -344,7 +348,7 @@ async fn check_exchange(channel: &Channel, name: &str) -> Result<(), AmqpError> 
 /// Explains why the check for an existing object failed.
 fn check_error(name: String, error: AmqpError) -> DeclareError {
     match error.server_error() {
-        Some(reply) if reply.says_missing() => DeclareError::Missing { name },
+        Some(reply) if reply.says_missing() => DeclareError::missing(name),
         // RabbitMQ 4.2.6 and later require a permission even for a passive declaration.
         Some(reply) if reply.code == 403 => DeclareError::Refused {
             reason: format!(
@@ -377,10 +381,17 @@ fn declare_error(declaration: &Declaration, error: AmqpError) -> DeclareError {
             format!("the binding of exchange {exchange} to exchange {to}")
         }
     };
-    let reason = match reply.code {
-        404 => format!("{object} belongs to another program and does not exist: start that program first"),
-        406 => argument_mismatch::explain(&object, reply.text),
-        403 => format!(
+    let reason = match (reply.code, declaration) {
+        (404, Declaration::ExistingQueue { .. }) => belongs_to_another(&object),
+        (404, Declaration::ExistingExchange { .. }) => {
+            return DeclareError::Missing { reason: belongs_to_another(&object), name: object };
+        }
+        // Somebody deletes what was there a moment ago.
+        (404, _) => {
+            return DeclareError::Missing { reason: format!("{object}: {}", reply.text), name: object };
+        }
+        (406, _) => argument_mismatch::explain(&object, reply.text),
+        (403, _) => format!(
             "this user may not declare {object} ({}); grant configure, write and read on it, or set topology to \
              \"verify\" and have an administrator create it",
             reply.text
@@ -388,6 +399,10 @@ fn declare_error(declaration: &Declaration, error: AmqpError) -> DeclareError {
         _ => format!("{object} cannot be declared: {}", reply.text),
     };
     DeclareError::Refused { reason }
+}
+
+fn belongs_to_another(object: &str) -> String {
+    format!("{object} belongs to another program and does not exist: start that program first")
 }
 
 /// Converts a name of the topology, none of which is longer than a short string.

@@ -99,6 +99,8 @@ pub(crate) fn after_loss(history: PublishHistory, is_alone: bool, error: &AmqpEr
         None if code == 403 => PublishError::Rejected {
             reason: format!("this user may not publish there ({text}); grant write on the exchange"),
         },
+        // Its exchange is gone again, and says nothing about the message.
+        None if code == 404 => PublishError::Nacked { reason: text.to_owned() },
         None => PublishError::Rejected { reason: text.to_owned() },
     })
 }
@@ -115,6 +117,10 @@ fn too_large(text: &str) -> Option<(usize, usize)> {
 mod tests {
     use std::time::Duration;
 
+    use lapin::{
+        ErrorKind,
+        protocol::{AMQPError, AMQPErrorKind, AMQPSoftError},
+    };
     use machinist_adapter::{
         broker::{Message, Target},
         id::QueueName,
@@ -128,6 +134,23 @@ mod tests {
             "PRECONDITION_FAILED - message size 200000000 is larger than configured max size 134217728";
         assert_eq!(too_large(text), Some((200_000_000, 134_217_728)));
         assert_eq!(too_large("PRECONDITION_FAILED - other"), None);
+    }
+
+    #[test]
+    fn a_missing_exchange_says_nothing_about_the_message() {
+        let closed = |kind: AMQPSoftError| {
+            let error = AMQPError::new(AMQPErrorKind::Soft(kind), "said".into());
+            let error = AmqpError::lapin("publishing", ErrorKind::ProtocolError(error).into());
+            let history = PublishHistory { suspect: true, redeclared: true, ..PublishHistory::default() };
+            match after_loss(history, true, &error) {
+                LossDecision::Report(error) => error,
+                LossDecision::Resend(history) => panic!("{history:?}"),
+            }
+        };
+        let missing = closed(AMQPSoftError::NOTFOUND);
+        assert!(matches!(missing, PublishError::Nacked { .. }) && !missing.is_certain(), "{missing:?}");
+        assert!(matches!(closed(AMQPSoftError::ACCESSREFUSED), PublishError::Rejected { .. }));
+        assert!(matches!(closed(AMQPSoftError::PRECONDITIONFAILED), PublishError::Rejected { .. }));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::{
     backoff::ReconnectBackoff,
     connection::close_channel,
     convert,
-    declare::{self, DeclareError},
+    declare::DeclareError,
     error::{AmqpError, error_chain, rpc},
     ladder::DelayRoute,
     options::TopologyMode,
@@ -100,10 +100,28 @@ struct RequiredTopology {
 }
 
 /// Reason that no message of a queue can be sent.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum QueueRefusal {
+    /// The queue does not exist.
     Unroutable,
+    /// Something on the way to the queue is missing: an exchange, a level of the ladder. It can be there later.
+    NotYet(String),
     Rejected(String),
+}
+
+impl QueueRefusal {
+    /// Explains why a message for this queue cannot be sent.
+    ///
+    /// # Errors
+    /// The broker did not answer.
+    fn of(error: DeclareError, queue: &str) -> Result<Self, AmqpError> {
+        Ok(match error {
+            DeclareError::Missing { name, .. } if name == format!("queue {queue}") => Self::Unroutable,
+            DeclareError::Missing { reason, .. } => Self::NotYet(reason),
+            DeclareError::Refused { reason } => Self::Rejected(reason),
+            DeclareError::Failed(error) => return Err(error),
+        })
+    }
 }
 
 impl Publisher {
@@ -305,6 +323,7 @@ impl Publisher {
                     self.next_id += 1;
                 }
                 Some(QueueRefusal::Unroutable) => pending.refuse_unroutable(),
+                Some(QueueRefusal::NotYet(reason)) => pending.refuse(PublishError::Nacked { reason }),
                 Some(QueueRefusal::Rejected(reason)) => pending.refuse(PublishError::Rejected { reason }),
             }
         }
@@ -465,11 +484,6 @@ async fn ensure(
     };
     match ensured {
         Ok(()) => Ok(None),
-        Err(DeclareError::Missing { name }) if name == format!("queue {queue}") => {
-            Ok(Some(QueueRefusal::Unroutable))
-        }
-        Err(DeclareError::Missing { name }) => Ok(Some(QueueRefusal::Rejected(declare::missing(&name)))),
-        Err(DeclareError::Refused { reason }) => Ok(Some(QueueRefusal::Rejected(reason))),
-        Err(DeclareError::Failed(error)) => Err(error),
+        Err(error) => QueueRefusal::of(error, queue).map(Some),
     }
 }

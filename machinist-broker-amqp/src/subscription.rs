@@ -414,7 +414,7 @@ impl QueueSubscription {
         match error.server_error() {
             Some(reply) if reply.says_missing() => {
                 self.forget_queue(live);
-                DeclareError::Missing { name: format!("queue {queue}") }
+                DeclareError::missing(format!("queue {queue}"))
             }
             Some(reply) if reply.code == 403 => DeclareError::Refused {
                 reason: format!(

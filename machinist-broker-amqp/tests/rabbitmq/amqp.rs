@@ -187,8 +187,9 @@ async fn verify_declares_nothing_and_names_what_is_missing() {
         let broker = harness.broker(options).await;
         let name = queue("nobody.made");
         let error = publish(&broker, to(&name, "x")).await.unwrap_err();
-        let PublishError::Rejected { reason } = error else { panic!("{error:?}") };
+        let PublishError::Nacked { reason } = error else { panic!("{error:?}") };
         assert!(reason.contains(&format!("exchange {}", harness.namespace)), "{reason}");
+        assert!(reason.contains("topology"), "{reason}");
         let what = Consume { queues: vec![name.clone()], prefetch: 1 };
         let error = within(STEP_TIMEOUT, "a refusal", broker.consume(what)).await.unwrap_err();
         assert!(

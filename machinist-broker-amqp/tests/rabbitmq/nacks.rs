@@ -111,6 +111,44 @@ async fn a_retry_for_a_full_queue_waits_until_the_queue_takes_it() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_over_a_missing_queue_of_the_delays_waits_until_it_is_there() {
+    in_namespace(async |harness| {
+        let prepare = async || {
+            let maker = harness.broker(harness.options()).await;
+            within(STEP_TIMEOUT, "the topology", maker.prepare(&[full()])).await.unwrap();
+        };
+        prepare().await;
+        let level = format!("{}.delay.0.1", harness.namespace);
+        Raw::connect(&harness.url).await.delete_queue(&level).await;
+        let options = AmqpOptions { topology: TopologyMode::Verify, ..harness.options() };
+        let app = app(Arc::new(harness.broker(options).await)).await;
+        let gates = gates();
+        let delay = Duration::from_millis(300);
+        with_worker(&app, gates.clone(), async {
+            let retried = FLAKY.call(()).queue("full").retries(1).backoff(Backoff::fixed(delay));
+            let flaky = app.client().send(retried).await.unwrap();
+            within(STEP_TIMEOUT, "the first attempt", gates.started.acquire()).await.unwrap().forget();
+            gates.end.add_permits(1);
+            let waits = async || flaky.state().await.unwrap() == TaskState::Retry;
+            assert!(eventually(STEP_TIMEOUT, waits).await, "{:?}", flaky.record().await);
+            let message = machinist_core::broker::Message::default();
+            let delayed = Publish { target: Target::Queue(full()), message, delay };
+            let error = app.broker().publish(vec![delayed]).await.remove(0).unwrap_err();
+            assert!(
+                matches!(&error, PublishError::Nacked { reason } if reason.contains(&level)),
+                "{error:?}"
+            );
+            // The operator makes it again.
+            prepare().await;
+            assert_eq!(flaky.wait(STEP_TIMEOUT).await.unwrap(), 2, "its second attempt");
+        })
+        .await;
+        app.broker().close().await;
+    })
+    .await;
+}
+
 /// A broker whose topology is made by hand: the dead letters of `full` have a limit of 1.
 async fn with_limited_dead_letters(harness: &Harness) -> (Raw, Arc<dyn Broker>) {
     harness.broker(harness.options()).await.prepare(&[QueueName::parse("other").unwrap()]).await.unwrap();
