@@ -1,11 +1,16 @@
 //! The delivery limit: the broker itself dead-letters a message that comes back a thousand times, and it goes back to its
-//! queue, because everybody who can publish can put a copy among the dead letters.
+//! queue, because everybody who can publish can put a copy among the dead letters. A lost connection counts as a return, so
+//! the limit also ends a message that kills its processes.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crate::support::{Harness, Raw, in_namespace};
-use lapin::options::{BasicGetOptions, BasicRejectOptions};
-use machinist_conformance::{eventually, within};
+use lapin::{
+    options::{BasicGetOptions, BasicRejectOptions},
+    types::AMQPValue,
+};
+use machinist_broker_amqp::{AmqpOptions, ExistingQueue};
+use machinist_conformance::{Proxy, eventually, within};
 use machinist_core::{
     App, DeadFilter, TaskDef,
     broker::{Broker, QueueDepth},
@@ -18,6 +23,8 @@ use machinist_memory::MemoryBackend;
 const TEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// Delivery limit of a task queue.
 const DELIVERY_LIMIT: usize = 1000;
+/// Delivery limit of the queue whose message ends connections.
+const LOW_LIMIT: i64 = 3;
 const DEADLY: TaskDef<(u32,), ()> = TaskDef::new("deadly");
 
 #[tokio::test]
@@ -65,6 +72,59 @@ async fn returned_until_it_is_gone(harness: &Harness) {
     );
     assert_eq!(depth_of_dead(&depth().await), 0);
     assert_eq!(client.dead_letters(&DeadFilter::default(), usize::MAX).await.unwrap(), []);
+    assert_eq!(task.record().await.unwrap().state, TaskState::Pending);
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn a_message_that_ends_its_connections_is_dead_lettered() {
+    in_namespace(async |harness| {
+        within(TEST_TIMEOUT, "some lost connections", lost_until_it_is_gone(harness)).await;
+    })
+    .await;
+}
+
+async fn lost_until_it_is_gone(harness: &Harness) {
+    let queue = QueueName::parse("deadly").unwrap();
+    let name = harness.on_broker(&queue);
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let arguments = [
+        ("x-queue-type", text("quorum")),
+        ("x-delivery-limit", AMQPValue::LongLongInt(LOW_LIMIT)),
+        ("x-dead-letter-exchange", text(&format!("{}.dead", harness.namespace))),
+        ("x-dead-letter-routing-key", text(&name)),
+    ];
+    Raw::connect(&harness.url).await.declare(&name, &arguments).await;
+    let existing_queues = HashMap::from([(queue.clone(), ExistingQueue::new(name.clone()))]);
+    let broker: Arc<dyn Broker> =
+        Arc::new(harness.broker(AmqpOptions { existing_queues, ..harness.options() }).await);
+    let backend = Arc::new(MemoryBackend::new());
+    let app = App::builder(Arc::clone(&broker), backend).allow_unsigned().build().await.unwrap();
+    let client = app.client();
+    let task = client.send(DEADLY.call((7,)).queue("deadly")).await.unwrap();
+
+    let dead = async || {
+        let depth = broker.depth(std::slice::from_ref(&queue)).await.unwrap().pop().unwrap();
+        depth_of_dead(&depth)
+    };
+    // Processes that die say no goodbye: their connections are cut.
+    let (proxy, url) = Proxy::before(&harness.url).await.expect("a free port");
+    let mut lost = 0;
+    let dead_lettered = eventually(TEST_TIMEOUT, async || {
+        let died = Raw::connect(&url).await;
+        let options = BasicGetOptions { no_ack: false };
+        let got = died.channel.basic_get(name.as_str().into(), options).await.unwrap();
+        // It is neither acknowledged nor handed back.
+        if got.is_some() {
+            lost += 1;
+            assert!(lost <= 2 * LOW_LIMIT, "it came {lost} times, and comes again");
+        }
+        proxy.cut();
+        dead().await > 0
+    });
+    assert!(dead_lettered.await, "{lost} connections were lost with it, and it is nowhere");
+    assert!(lost > LOW_LIMIT, "it was dead-lettered after {lost} lost connections");
+    assert_eq!(client.index_dead_letters(&queue).await.unwrap(), 1, "it goes back to its queue");
     assert_eq!(task.record().await.unwrap().state, TaskState::Pending);
     broker.close().await;
 }
