@@ -20,8 +20,8 @@ use crate::{
     client::Client,
     clock::Timestamp,
     control::ControlError,
-    id::QueueName,
-    record::{json, name, take_turn},
+    id::{QueueName, RecordId, RecordKind},
+    record::{end_turn, json, name, take_turn},
 };
 
 /// Number of letters that are looked up at once.
@@ -34,6 +34,9 @@ const MAX_RETURN_DELAY: Duration = Duration::from_secs(3600);
 const TURN: Duration = Duration::from_secs(600);
 /// A queue is scanned for at most one part of the time in so many.
 const SHARE: u32 = 10;
+/// Minimum time between two counts of the letters that are listed, of all workers together. A little less than the interval at
+/// which each worker asks.
+const COUNT_INTERVAL: Duration = Duration::from_secs(50);
 
 impl Client {
     /// Adds a queue's dead letters to the index that are missing there, and returns their number. A message that a broker
@@ -56,8 +59,8 @@ impl Client {
         self.list_all(queue).await
     }
 
-    /// Does the same for a worker: if the number of unlisted letters has grown since the last time, and no other
-    /// process is at it.
+    /// Does the same for a worker: at most once a minute for all workers, if no other process is at it, and if the number of
+    /// unlisted letters has grown since the last time.
     pub(crate) async fn tend_dead_letters(
         &self,
         queue: &QueueName,
@@ -67,31 +70,59 @@ impl Client {
         if lying == 0 {
             return Ok(0);
         }
-        let surplus = lying.saturating_sub(index::count_listed(&self.app, queue).await?);
-        if surplus == 0 {
+        // The turn comes before the count, which reads both indexes from end to end.
+        let work = format!("dead {queue}");
+        let mut take = take_turn(&work, worker, TURN);
+        let known = self.read(take.id.clone()).await?;
+        let last: Option<LastScan> = known.read(LAST_SCAN);
+        let began = self.app.clock().now();
+        if known.has(name::HOLDER) || last.as_ref().is_some_and(|last| began < last.next) {
             return Ok(0);
         }
-        let mut take = take_turn(&format!("dead {queue}"), worker, TURN);
-        let turn = take.id.clone();
-        let known = self.read(turn.clone()).await?;
-        let began = self.app.clock().now();
-        let in_vain =
-            known.read(LAST_SCAN).is_some_and(|last: LastScan| surplus <= last.left || began < last.next);
         // Of two workers that have read the same, one comes first.
-        take.require.extend(known.get(LAST_SCAN).map(|last| (LAST_SCAN.into(), last.clone())));
-        if in_vain || !matches!(self.commit(take).await?, Committed::Done { .. }) {
+        match known.get(LAST_SCAN) {
+            Some(last) => take.require.push((LAST_SCAN.into(), last.clone())),
+            None => take.unless.push(LAST_SCAN.into()),
+        }
+        if !matches!(self.commit(take).await?, Committed::Done { .. }) {
             return Ok(0);
+        }
+        let left_before = last.map_or(0, |last| last.left);
+        match self.list_surplus(queue, lying, left_before).await {
+            Ok((added, left)) => {
+                let now = self.app.clock().now();
+                let pause = now.since(began).saturating_mul(SHARE).max(COUNT_INTERVAL);
+                let mut done = Commit::new(RecordId::new(RecordKind::Lock, &work));
+                done.drop = vec![name::HOLDER.into(), LAST_SCAN.into()];
+                done.facts = vec![(LAST_SCAN.into(), json(&LastScan { left, next: now.plus(pause) }))];
+                done.expiry = Expiry::After(TURN.max(pause));
+                self.commit(done).await?;
+                Ok(added)
+            }
+            Err(error) => {
+                // Without it the next try, of whatever worker, would wait for the end of the turn.
+                if let Err(error) = self.commit(end_turn(&work, worker)).await {
+                    tracing::debug!(%queue, %error, "the turn at the dead letters was not given up");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Lists the letters of a queue, if more of them are unlisted than this number, for which there was no place the last time.
+    /// Returns how many were added, and how many are left unlisted.
+    async fn list_surplus(
+        &self,
+        queue: &QueueName,
+        lying: u64,
+        left_before: u64,
+    ) -> Result<(usize, u64), ControlError> {
+        let surplus = lying.saturating_sub(index::count_listed(&self.app, queue).await?);
+        if surplus <= left_before {
+            return Ok((0, surplus));
         }
         let added = self.list_all(queue).await?;
-        let now = self.app.clock().now();
-        let pause = now.since(began).saturating_mul(SHARE);
-        let last = LastScan { left: surplus.saturating_sub(added as u64), next: now.plus(pause) };
-        let mut done = Commit::new(turn);
-        done.drop = vec![name::HOLDER.into(), LAST_SCAN.into()];
-        done.facts = vec![(LAST_SCAN.into(), json(&last))];
-        done.expiry = Expiry::After(TURN.max(pause));
-        self.commit(done).await?;
-        Ok(added)
+        Ok((added, surplus.saturating_sub(added as u64)))
     }
 
     async fn count_lying(&self, queue: &QueueName) -> Result<u64, ControlError> {

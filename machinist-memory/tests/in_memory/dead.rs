@@ -8,16 +8,23 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use machinist_core::{
     App, Client, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName, State, TaskDef, TaskError, TaskId,
     Worker,
+    backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     broker::{Broker, HeaderValue, Message, Publish, Target},
-    record::TaskState,
+    clock::Timestamp,
+    diagnose::{Diagnose, Finding},
+    id::RecordId,
+    record::{Facts, TaskState},
     sign::{Algorithm, Key},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::support::Running;
 
 const FAIL: TaskDef<u32, u32> = TaskDef::new("fail");
 const SOON: Duration = Duration::from_secs(60);
@@ -423,4 +430,97 @@ async fn a_letter_behind_thousands_is_found_and_the_others_stay() {
     let again = successor(&house.replay(&wanted).await);
     assert_eq!(house.app.result(again).typed::<u32>().wait(SOON).await.unwrap(), 7);
     assert_eq!(house.lying().await, 3001);
+}
+
+/// A backend that counts how often the letters of tasks are listed from the beginning.
+#[derive(Debug)]
+struct Counting {
+    backend: MemoryBackend,
+    lists: Arc<AtomicU32>,
+}
+
+#[async_trait]
+impl Diagnose for Counting {
+    fn location(&self) -> String {
+        self.backend.location()
+    }
+
+    async fn diagnose(&self) -> Vec<Finding> {
+        self.backend.diagnose().await
+    }
+}
+
+#[async_trait]
+impl Backend for Counting {
+    fn capabilities(&self) -> BackendCapabilities {
+        self.backend.capabilities()
+    }
+
+    async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
+        self.backend.commit(batch).await
+    }
+
+    async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
+        self.backend.read(ids).await
+    }
+
+    async fn watch(&self, id: &RecordId) -> Result<Watch, BackendError> {
+        self.backend.watch(id).await
+    }
+
+    async fn now(&self) -> Result<Timestamp, BackendError> {
+        self.backend.now().await
+    }
+
+    async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
+        self.backend.update_indexes(updates).await
+    }
+
+    async fn list(
+        &self,
+        index: &Index,
+        after: Option<(Timestamp, String)>,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, String)>, BackendError> {
+        if *index == Index::DeadLetters && after.is_none() {
+            self.lists.fetch_add(1, Ordering::SeqCst);
+        }
+        self.backend.list(index, after, limit).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_worker_of_many_looks_after_the_letters() {
+    const WORKERS: u32 = 5;
+    let (broker, lists) = (MemoryBroker::new(), Arc::<AtomicU32>::default());
+    let backend = Counting { backend: MemoryBackend::new(), lists: Arc::clone(&lists) };
+    let key = Key::generate(Algorithm::HmacSha256, "test").unwrap();
+    let app = App::builder(Arc::new(broker.clone()), Arc::new(backend)).keyring(key).build().await.unwrap();
+    let failures = Failures::new(AtomicU32::new(1));
+    let start = |n: u32| {
+        let worker = Worker::builder(&app).name(format!("w{n}")).queue("q").task(FAIL, fail);
+        Running::start(worker.state(Arc::clone(&failures)))
+    };
+    let workers: Vec<Running> = (0..WORKERS).map(start).collect();
+    let client = app.client();
+    assert!(client.send(FAIL.call(7).queue("q")).await.unwrap().wait(SOON).await.is_err());
+    tokio::time::sleep(2 * SOON).await;
+    lists.store(0, Ordering::SeqCst);
+    tokio::time::sleep(10 * SOON).await;
+    let counts = lists.load(Ordering::SeqCst);
+    assert!(
+        (1..=12).contains(&counts),
+        "{WORKERS} workers counted the letters {counts} times in ten minutes"
+    );
+
+    // What nobody has listed is found all the same.
+    let mut copy = broker.dead_letters(&queue()).remove(0);
+    copy.headers.insert("machinist-dead-error".into(), "made up".into());
+    let publish = Publish { target: Target::DeadLetters(queue()), message: copy, delay: Duration::ZERO };
+    broker.publish(vec![publish]).await.into_iter().for_each(Result::unwrap);
+    tokio::time::sleep(3 * SOON).await;
+    assert_eq!(client.dead_letters(&DeadFilter::default(), 9).await.unwrap().len(), 2);
+    for worker in workers {
+        worker.stop().await;
+    }
 }
