@@ -129,23 +129,23 @@ impl Client {
                     told(&report);
                 }
                 Ok(false) => {
-                    // Handed back at once, it would come again at once.
-                    kept.push(delivery);
+                    // Handed back at once, it would come again at once. The message itself is not needed any more.
+                    kept.push(delivery.receipt);
                     consumer.add_credit(1).await;
                     if kept.len() as u64 >= MAX_KEPT {
                         break;
                     }
                 }
                 Err(error) => {
-                    kept.push(delivery);
+                    kept.push(delivery.receipt);
                     done = Err(error);
                     break;
                 }
             }
         }
         consumer.stop().await;
-        for delivery in kept {
-            delivery.receipt.settle(Settle::Requeue).await;
+        for receipt in kept {
+            receipt.settle(Settle::Requeue).await;
         }
         done.map(|()| report)
     }

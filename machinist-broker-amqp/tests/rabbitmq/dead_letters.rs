@@ -16,7 +16,7 @@ use machinist_memory::MemoryBackend;
 /// Maximum time of the test.
 const TEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// More than a scan holds at once.
-const LETTERS: u32 = 200;
+const LETTERS: u32 = 300;
 const FAIL: TaskDef<(u32,), ()> = TaskDef::new("fail");
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! A scan of a queue's dead letters: each is seen once, and stays unless it is settled.
 //!
-//! A scan holds few letters at once, whatever their number. Those that it passes and has no room for are published again
-//! behind the last one, before they are acknowledged.
+//! A scan holds few letters at once, whatever their number and their sizes: every process that can publish can put messages
+//! there that are larger than any of ours. Those that it passes and has no room for are published again behind the last one,
+//! before they are acknowledged.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -15,10 +16,12 @@ use crate::{
 
 /// Time without another letter after which a scan ends.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum size of the letters that a scan holds, in bytes, if none is larger than the application allows.
-const MAX_HELD_BYTES: usize = 64 << 20;
-/// Minimum and maximum number of letters that a scan holds.
-const HELD_LETTERS: (usize, usize) = (16, 1000);
+/// Number of letters that the broker sends before the scan has seen them. Small, because they can be of any size.
+const READ_AHEAD: u16 = 4;
+/// Size of the letters that a scan keeps, in bytes, from which on it moves them.
+const MAX_KEPT_BYTES: usize = 64 << 20;
+/// Maximum number of letters that a scan keeps.
+const MAX_KEPT: usize = 256;
 
 /// A scan in progress.
 pub(super) struct DeadLetterScan {
@@ -31,8 +34,8 @@ pub(super) struct DeadLetterScan {
     ids: HashSet<String>,
     /// Letters that stay. Handed back at once, they would come again at once.
     kept: Vec<Delivery>,
-    /// Number of letters that the broker delivers at once.
-    room: usize,
+    /// Size of the kept letters, in bytes.
+    kept_bytes: usize,
 }
 
 /// A letter that a scan has received.
@@ -49,12 +52,8 @@ impl DeadLetterScan {
         let Some(depth) = depths.first().and_then(|depth| depth.dead).filter(|dead| *dead > 0) else {
             return Ok(None);
         };
-        let sizes = &app.0.max_sizes;
-        let largest = sizes.body.saturating_add(sizes.headers).max(1);
-        let room = (MAX_HELD_BYTES / largest).clamp(HELD_LETTERS.0, HELD_LETTERS.1);
-        let prefetch = u16::try_from(room).unwrap_or(u16::MAX);
         let consumer =
-            app.broker().consume_side_queue(SideQueue::DeadLetters(queue.clone()), prefetch).await?;
+            app.broker().consume_side_queue(SideQueue::DeadLetters(queue.clone()), READ_AHEAD).await?;
         Ok(consumer.map(|consumer| Self {
             app: app.clone(),
             queue: queue.clone(),
@@ -63,13 +62,13 @@ impl DeadLetterScan {
             seen: 0,
             ids: HashSet::new(),
             kept: Vec::new(),
-            room,
+            kept_bytes: 0,
         }))
     }
 
     /// Returns the next letter; `None` when all have been seen, or no more come.
     pub(super) async fn next(&mut self) -> Option<ScannedLetter> {
-        if self.seen >= self.depth || (self.kept.len() >= self.room && !self.make_room().await) {
+        if self.seen >= self.depth || (self.is_full() && !self.make_room().await) {
             return None;
         }
         let delivery = tokio::time::timeout(IDLE_TIMEOUT, self.consumer.next()).await.ok()??;
@@ -86,8 +85,17 @@ impl DeadLetterScan {
     }
 
     /// Keeps a letter in the queue.
-    pub(super) fn keep(&mut self, delivery: Delivery) {
+    pub(super) async fn keep(&mut self, delivery: Delivery) {
+        self.kept_bytes = self.kept_bytes.saturating_add(delivery.message.size());
         self.kept.push(delivery);
+        // Kept letters use up the credit.
+        if self.kept.len() % usize::from(READ_AHEAD) == 0 && !self.is_full() {
+            self.consumer.add_credit(READ_AHEAD).await;
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.kept.len() >= MAX_KEPT || self.kept_bytes >= MAX_KEPT_BYTES
     }
 
     /// Moves the kept letters behind all others. Returns `false` if that is not possible: then they are handed back when
@@ -100,16 +108,21 @@ impl DeadLetterScan {
         };
         let answers = self.app.broker().publish(self.kept.iter().map(again).collect()).await;
         let mut moved = true;
+        // Their credit is for the letters that come next, of which few may come at once.
+        self.consumer.pause().await;
+        self.kept_bytes = 0;
         for (delivery, answer) in std::mem::take(&mut self.kept).into_iter().zip(answers) {
             match answer {
                 Ok(()) => drop(delivery.receipt.settle(Settle::Ack).await),
                 Err(error) => {
                     tracing::debug!(%error, "a dead letter was not moved behind the others");
+                    self.kept_bytes = self.kept_bytes.saturating_add(delivery.message.size());
                     self.kept.push(delivery);
                     moved = false;
                 }
             }
         }
+        self.consumer.add_credit(READ_AHEAD).await;
         moved
     }
 

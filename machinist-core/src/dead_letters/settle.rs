@@ -138,7 +138,7 @@ impl Client {
                 wanted.get_mut(scanned.dead_id.as_str()).map(|(letter, settled)| (scanned, *letter, settled))
             });
             let Some((scanned, letter, settled)) = one else {
-                scan.keep(delivery);
+                scan.keep(delivery).await;
                 continue;
             };
             // A further copy of one letter goes where the first went, and is neither sent again nor told.
@@ -155,7 +155,7 @@ impl Client {
                 }
             };
             if let DeadLetterOutcome::Refused(_) = outcome {
-                scan.keep(delivery);
+                scan.keep(delivery).await;
             } else {
                 self.take_away(letter, delivery).await?;
             }

@@ -147,7 +147,7 @@ impl Client {
         while let Some(ScannedLetter { delivery, letter }) = scan.next().await {
             match letter {
                 Some(letter) => {
-                    scan.keep(delivery);
+                    scan.keep(delivery).await;
                     batch.push(letter);
                     if batch.len() >= BATCH {
                         added += self.list_batch(std::mem::take(&mut batch)).await?;
@@ -194,11 +194,11 @@ impl Client {
                 if let Some(suppressed) = self.app.0.log_lines.due("not returned", queue.as_str()) {
                     tracing::error!(%queue, %error, suppressed, "a message among the dead letters cannot go back to its queue");
                 }
-                scan.keep(delivery);
+                scan.keep(delivery).await;
                 Ok(false)
             }
             Err(error) => {
-                scan.keep(delivery);
+                scan.keep(delivery).await;
                 Err(ControlError::unpublished(error))
             }
         }

@@ -432,6 +432,29 @@ async fn a_letter_behind_thousands_is_found_and_the_others_stay() {
     assert_eq!(house.lying().await, 3001);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_scan_keeps_few_letters_that_are_larger_than_ours() {
+    let house = House::open(1).await;
+    house.fail(0..1).await;
+    house.stop.cancel();
+    tokio::time::sleep(SOON).await;
+    let first = house.broker.dead_letters(&queue()).remove(0);
+    // 72 MiB, put there by a stranger: the application allows no message that large.
+    let large = Message { body: vec![0; 8 << 20].into(), ..first.clone() };
+    for n in 0..9i64 {
+        let mut letter = large.clone();
+        letter.headers.insert("machinist-dead-error".into(), format!("{n}").into());
+        bury(&house, letter).await;
+    }
+    assert_eq!(house.client.index_dead_letters(&queue()).await.unwrap(), 9);
+    let lying = house.broker.dead_letters(&queue());
+    assert_eq!(lying.len(), 10, "all are there");
+    assert!(
+        lying[0].body.len() > first.body.len(),
+        "it had no room, and moved those that it had seen behind the rest"
+    );
+}
+
 /// A backend that counts how often the letters of tasks are listed from the beginning.
 #[derive(Debug)]
 struct Counting {
