@@ -1,14 +1,15 @@
 //! Who may depend on whom.
 //!
 //! The core knows no adapter, and an adapter knows only the seams: the crate `machinist-adapter`, or the core of a
-//! workspace without it. What only tests depend on is not looked at. Each outside library has one owner, and one TLS
-//! provider serves the whole program: with two, redis-rs panics at its first connection.
+//! workspace without it. What only tests depend on is not looked at, except by the bans of deny.toml: cargo-deny counts it,
+//! and not every run has cargo-deny. Each outside library has one owner, and one TLS provider serves the whole program: with
+//! two, redis-rs panics at its first connection.
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use super::Finding;
+use super::{Finding, origins::RULES};
 use crate::command::{self, Workspace};
 
 /// Crate of the seams between the core and the adapters.
@@ -70,13 +71,16 @@ const OTHER_TLS: [&str; 4] = ["aws-lc-rs", "aws-lc-sys", "openssl", "native-tls"
 
 /// Asks cargo what is linked into what.
 pub(super) fn check_graph(workspace: &Workspace) -> Result<Vec<Finding>> {
-    let tree = |args: &[&str]| {
-        let common = ["tree", "--workspace", "--all-features", "--locked", "--edges", "normal,build"];
+    let tree = |edges: &str, args: &[&str]| {
+        let common = ["tree", "--workspace", "--all-features", "--locked", "--edges", edges];
         command::output(workspace.cargo(common.iter().chain(args)).args(["--format", "{p}"]))
     };
     // Not deduplicated: a crate that was shown before would be shown without its dependencies.
-    let mut findings = check_edges(&tree(&["--depth", "1", "--prefix", "depth", "--no-dedupe"])?);
-    findings.extend(check_tls(&tree(&["--prefix", "none"])?));
+    let direct = ["--depth", "1", "--prefix", "depth", "--no-dedupe"];
+    let mut findings = check_edges(&tree("normal,build", &direct)?);
+    findings.extend(check_tls(&tree("normal,build", &["--prefix", "none"])?));
+    let rules = std::fs::read_to_string(workspace.root().join(RULES)).with_context(|| RULES.to_owned())?;
+    findings.extend(check_bans(&rules, &tree("normal,build,dev", &direct)?)?);
     let mut sender = workspace.cargo(SENDER);
     sender.args(["--locked", "--edges", "normal,build", "--prefix", "none"]);
     findings.extend(check_sender(&command::output(&mut sender)?));
@@ -84,7 +88,7 @@ pub(super) fn check_graph(workspace: &Workspace) -> Result<Vec<Finding>> {
 }
 
 /// Each crate with what it depends on directly, from lines such as `1lapin v4.12.3`.
-fn check_edges(tree: &str) -> Vec<Finding> {
+fn direct_edges(tree: &str) -> BTreeMap<&str, Vec<&str>> {
     let mut edges: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut dependent = "";
     for line in tree.lines() {
@@ -95,6 +99,36 @@ fn check_edges(tree: &str) -> Vec<Finding> {
             edges.entry(dependent).or_default().push(package(dependency));
         }
     }
+    edges
+}
+
+/// Each crate of the workspace that depends on a library that deny.toml bans, and does not allow there.
+fn check_bans(rules: &str, tree: &str) -> Result<Vec<Finding>> {
+    let rules: toml::Table = rules.parse().with_context(|| RULES.to_owned())?;
+    let bans = rules.get("bans").and_then(|bans| bans.get("deny")).and_then(toml::Value::as_array);
+    let edges = direct_edges(tree);
+    let mut findings = Vec::new();
+    for ban in bans.into_iter().flatten() {
+        let Some(banned) = ban.get("crate").and_then(toml::Value::as_str) else { continue };
+        let wrappers: Vec<&str> = ban
+            .get("wrappers")
+            .and_then(toml::Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(toml::Value::as_str)
+            .collect();
+        let dependents = edges.iter().filter(|(_, dependencies)| dependencies.contains(&banned));
+        for dependent in dependents.map(|(dependent, _)| *dependent).filter(|name| !wrappers.contains(name)) {
+            let whose = format!(", which {RULES} allows in other crates only");
+            let remedy = "use what the owner offers, or name the crate among the wrappers";
+            findings.push(edge(dependent, banned, &whose, remedy));
+        }
+    }
+    Ok(findings)
+}
+
+fn check_edges(tree: &str) -> Vec<Finding> {
+    let edges = direct_edges(tree);
     let members: Vec<&str> = edges.keys().copied().collect();
     let may_know = BTreeMap::from(MAY_KNOW);
     let owned = BTreeMap::from(OWNED);
@@ -193,6 +227,24 @@ mod tests {
         let tree =
             "0machinist-cli v0.1.0 (dir)\n1redis v1.8.1\n0machinist-backend-redis v0.1.0\n1redis v1.8.1\n";
         assert_eq!(whats(tree), ["machinist-cli depends on redis, which belongs to machinist-backend-redis"]);
+    }
+
+    #[test]
+    fn a_library_that_deny_toml_bans_is_found_also_where_only_tests_have_it() {
+        let rules = "[bans]\ndeny = [{ crate = \"lapin\", wrappers = [\"a\"] }, { crate = \"openssl\" }]";
+        let found = |tree: &str| {
+            let findings = check_bans(rules, tree).unwrap();
+            findings.into_iter().map(|finding| finding.what).collect::<Vec<_>>()
+        };
+        assert_eq!(found("0a v0.1.0\n1lapin v4.12.3\n1bytes v1.0.0\n0b v0.1.0\n1a v0.1.0\n"), [""; 0]);
+        assert_eq!(
+            found("0a v0.1.0\n1lapin v4.12.3\n1openssl v1.0.0\n0b v0.1.0\n1lapin v4.12.3\n"),
+            [
+                "b depends on lapin, which deny.toml allows in other crates only",
+                "a depends on openssl, which deny.toml allows in other crates only"
+            ]
+        );
+        assert!(check_bans("[bans", "").is_err());
     }
 
     #[test]

@@ -11,7 +11,8 @@ use super::Finding;
 use crate::command::{self, Workspace};
 
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
-const RULES: &str = "deny.toml";
+/// File with the rules of cargo-deny.
+pub(super) const RULES: &str = "deny.toml";
 
 /// Asks cargo for all packages, those for other systems included.
 pub(super) fn check(workspace: &Workspace) -> Result<Vec<Finding>> {
