@@ -83,7 +83,7 @@ fn judge(first: &HashMap<String, u64>, second: &HashMap<String, u64>) -> Option<
     Some(Finding::error(
         "delays",
         format!("{} whose time is over{more}: the broker does not move them on", named.join(", ")),
-        "start the nodes of the cluster that are away; RabbitMQ before 3.12 waits for them. Workers publish overdue tasks \
+        "start the nodes of the cluster that are away; RabbitMQ before 3.12.5 waits for them. Workers publish overdue tasks \
          again from their records",
     ))
 }
