@@ -59,9 +59,8 @@ impl Tls {
     /// # Errors
     /// [`TlsError`] names the file and the expected content.
     pub fn read(ca: Option<&Path>, identity: Option<(&Path, &Path)>) -> Result<Self, TlsError> {
-        let file = |path: &Path| {
-            std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
-        };
+        let file =
+            |path: &Path| read_file(path).map_err(|source| TlsError::Read { path: path.to_owned(), source });
         let mut tls = Self::default();
         if let Some(path) = ca {
             let pem = file(path)?;
@@ -198,6 +197,14 @@ pub fn is_spoken(error: &(dyn Error + 'static)) -> bool {
     find_tls_error(error).is_some_and(|error| !matches!(error, rustls::Error::InvalidMessage(_)))
 }
 
+/// Reads a file. A pipe would keep its reader waiting.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    if std::fs::metadata(path)?.is_file() {
+        return std::fs::read(path);
+    }
+    Err(io::Error::other("it is not a file"))
+}
+
 fn check_roots(pem: &[u8]) -> Result<(), String> {
     let mut store = RootCertStore::empty();
     for certificate in chain(pem)? {
@@ -298,6 +305,8 @@ mod tests {
         let path = dir.path().join("ca.pem");
         let missing = Tls::read(Some(&path), None).unwrap_err().to_string();
         assert!(missing.starts_with("cannot read ") && missing.ends_with("ca.pem"), "{missing}");
+        let folder = Tls::read(Some(dir.path()), None).unwrap_err();
+        assert!(folder.source().is_some_and(|why| why.to_string() == "it is not a file"), "{folder:?}");
         std::fs::write(&path, "-----BEGIN NOTHING-----").unwrap();
         let empty = Tls::read(Some(&path), None).unwrap_err().to_string();
         assert!(empty.contains("ca.pem holds no"), "{empty}");

@@ -2,14 +2,17 @@
 //!
 //! The exporter uses plain http and a separate runtime, like that of the traces.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
+use machinist::sign::read_secret_file;
 use machinist_metrics::Metrics;
 
 use crate::exit::{CliError, Code};
 
 /// Maximum size of a token, in bytes.
 const MAX_TOKEN: usize = 4096;
+/// Maximum size of the file with the token, in bytes.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// Metrics that are served over HTTP.
 #[derive(Debug)]
@@ -32,7 +35,7 @@ impl MetricsPage {
     /// Reads the token, if a file is named.
     ///
     /// # Errors
-    /// The file cannot be read, or holds no token.
+    /// The file cannot be read, other users can read it, or it holds no token.
     pub(crate) fn open(metrics: Metrics, token_file: Option<&Path>) -> Result<Self, CliError> {
         let token = token_file.map(read_token).transpose()?;
         Ok(Self { metrics, token })
@@ -52,7 +55,7 @@ impl MetricsPage {
 
 fn read_token(file: &Path) -> Result<String, CliError> {
     let shown = file.display();
-    let text = fs::read_to_string(file).map_err(|error| {
+    let text = read_secret_file(file, MAX_FILE_BYTES).map_err(|error| {
         CliError::from_error(Code::Configuration, &error)
             .context(format!("worker.metrics_token_file: {shown} cannot be read"))
     })?;

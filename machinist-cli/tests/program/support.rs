@@ -119,6 +119,13 @@ impl Folder {
         path
     }
 
+    /// Writes a file that only its owner can read.
+    pub(crate) fn secret(&self, name: &str, text: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.write(name, text);
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
     /// Creates a key file, and returns its path.
     pub(crate) fn key(&self, name: &str, id: &str) -> String {
         let path = self.path().join(name);

@@ -8,8 +8,8 @@
 
 use std::{
     fmt,
-    fs::{File, OpenOptions},
-    io::{Read, Write},
+    fs::OpenOptions,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +17,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
-use super::{Algorithm, Key, KeyError, KeyId, KeyState};
+use super::{Algorithm, Key, KeyError, KeyId, KeyState, secret_file::read_secret_file};
 use crate::clock::Timestamp;
 
 /// Maximum size of a key file, in bytes.
@@ -234,24 +234,8 @@ impl Key {
     /// # Errors
     /// [`KeyError::File`].
     pub fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyError> {
-        let failed = |why: String| KeyError::File { path: path.to_owned(), why };
-        let io = |error: std::io::Error| failed(error.to_string());
-        let file = open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
-            return Err(failed("it is not a file".to_owned()));
-        }
-        check_private(&metadata).map_err(failed)?;
-        // One read into a sufficient capacity: a text that had to grow would leave copies of the secret behind.
-        let capacity = usize::try_from(metadata.len().min(MAX_FILE_BYTES)).unwrap_or_default();
-        let mut text = Zeroizing::new(String::with_capacity(capacity + 1));
-        match file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text) {
-            Ok(read) if read as u64 > MAX_FILE_BYTES => {
-                Err(failed(format!("it is larger than {MAX_FILE_BYTES} bytes")))
-            }
-            Ok(_) => Ok(text),
-            Err(error) => Err(io(error)),
-        }
+        let failed = |error: std::io::Error| KeyError::File { path: path.to_owned(), why: error.to_string() };
+        read_secret_file(path, MAX_FILE_BYTES).map_err(failed)
     }
 
     /// Writes a new key file that only its owner can read (mode 0600).
@@ -305,44 +289,6 @@ fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = options.open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
-}
-
-/// Opens a file without waiting: a pipe would wait for its writer.
-fn open(path: &Path) -> std::io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::custom_flags(
-        &mut options,
-        rustix::fs::OFlags::NONBLOCK.bits().cast_signed(),
-    );
-    options.open(path)
-}
-
-#[cfg(unix)]
-fn check_private(metadata: &std::fs::Metadata) -> Result<(), String> {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    let mode = metadata.permissions().mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(format!(
-            "users other than its owner can read or change it (mode {mode:04o}): run `chmod 600` on it"
-        ));
-    }
-    check_owner(metadata.uid(), rustix::process::geteuid().as_raw())
-}
-
-/// Checks that nobody but this user and root can change a file.
-#[cfg(unix)]
-fn check_owner(owner: u32, user: u32) -> Result<(), String> {
-    if owner == user || owner == 0 {
-        return Ok(());
-    }
-    Err(format!("it belongs to user {owner}, who can change it: run `chown {user}` on it"))
-}
-
-#[cfg(not(unix))]
-fn check_private(_metadata: &std::fs::Metadata) -> Result<(), String> {
-    Ok(())
 }
 
 /// Returns a path as an error shows it. A path that looks like a key is hidden: it may be one, in the wrong field.
@@ -469,28 +415,6 @@ mod tests {
         {
             assert_eq!(shown_path(Path::new(path)), path);
         }
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_key_file_belongs_to_its_user_or_to_root() {
-        assert_eq!(check_owner(1000, 1000), Ok(()));
-        assert_eq!(check_owner(0, 1000), Ok(()));
-        for (owner, user) in [(1001, 1000), (1000, 0)] {
-            let error = check_owner(owner, user).unwrap_err();
-            assert!(error.contains(&format!("chown {user}")), "{error}");
-        }
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_pipe_is_refused_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("pipe");
-        let made = std::process::Command::new("mkfifo").args(["-m", "600"]).arg(&path).status().unwrap();
-        assert!(made.success());
-        let error = Key::read(&path).unwrap_err().to_string();
-        assert!(error.ends_with("it is not a file"), "{error}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub(crate) mod input;
 mod key;
 mod keyring;
 mod scope;
+mod secret_file;
 mod xchacha20_poly1305;
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
@@ -30,6 +31,7 @@ pub use key::{Key, KeyState};
 pub(crate) use keyring::KeyRejection;
 pub use keyring::Keyring;
 pub(crate) use scope::SigningScope;
+pub use secret_file::read_secret_file;
 
 /// Algorithm of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]

@@ -1,18 +1,21 @@
 //! A file of users that is read again when it has changed, so that a new password counts without a restart.
 
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use machinist::sign::read_secret_file;
 use tokio::time::Instant;
 
 use super::AccessError;
 
 /// Time for which a file counts as read.
 const READ_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Maximum size of a file, in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// File of users.
 pub(super) struct WatchedFile<T> {
@@ -46,7 +49,8 @@ impl<T> WatchedFile<T> {
 
 fn read<T>(path: &Path, parse: fn(&str) -> Result<T, String>) -> Result<T, AccessError> {
     let cannot = |problem: String| AccessError::File { path: path.to_owned(), problem };
-    let text = fs::read_to_string(path).map_err(|error| cannot(format!("cannot be read: {error}")))?;
+    let text = read_secret_file(path, MAX_FILE_BYTES);
+    let text = text.map_err(|error| cannot(format!("cannot be read: {error}")))?;
     parse(&text).map_err(cannot)
 }
 

@@ -2,20 +2,15 @@
 
 use std::{io, path::Path};
 
+use machinist_core::sign::read_secret_file;
+
 /// Maximum size of a file, in bytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// Reads a file that holds a URL, or several in lines. They are returned with commas between them.
+/// Reads a file that holds a URL, or several in lines. They are returned with commas between them. A file that other users can
+/// read is refused.
 pub(super) fn read(path: &Path) -> io::Result<String> {
-    let file = std::fs::metadata(path)?;
-    // A pipe could keep its reader waiting forever.
-    if !file.is_file() {
-        return Err(io::Error::other("it is not a file"));
-    }
-    if file.len() > MAX_FILE_BYTES {
-        return Err(io::Error::other(format!("it is larger than {MAX_FILE_BYTES} bytes")));
-    }
-    let text = std::fs::read_to_string(path)?;
+    let text = read_secret_file(path, MAX_FILE_BYTES)?;
     let urls: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     Ok(urls.join(","))
 }
@@ -41,9 +36,17 @@ mod tests {
         let write = move |name: &str, text: &str| {
             let path = path.join(name);
             std::fs::write(&path, text).unwrap();
+            set_mode(&path, 0o600);
             path
         };
         (dir, write)
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        #[cfg(unix)]
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        #[cfg(not(unix))]
+        let _ = (path, mode);
     }
 
     #[test]
@@ -86,6 +89,13 @@ mod tests {
         assert!(error(dir.path(), None).ends_with("it is not a file"));
         assert!(error(&dir.path().join("none"), None).contains("flag --broker-file: cannot read"));
         assert!(error(&write("large", &"x".repeat(100_000)), None).contains("larger than 65536 bytes"));
+        #[cfg(unix)]
+        {
+            let open = write("open", "amqp://u:geheim@h");
+            set_mode(&open, 0o644);
+            let error = error(&open, None);
+            assert!(error.contains("mode 0644") && error.contains("chmod 600"), "{error}");
+        }
         for text in ["geheim", "kafka://u:geheim@h", ""] {
             let error = error(&write("wrong", text), None);
             assert!(error.contains("--broker-file") && error.contains("amqp://"), "{error}");
