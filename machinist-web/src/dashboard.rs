@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Maximum size of a request's body, in bytes: 500 ids of dead letters have room.
-const MAX_BODY: usize = 256 * 1024;
+pub(crate) const MAX_BODY: usize = 256 * 1024;
 
 /// Dashboard of one installation.
 #[derive(Debug)]
