@@ -6,6 +6,7 @@ use crate::{
     clock::Timestamp,
     id::{QueueName, TaskId, TaskName},
     record::{ErrorText, FailureKind, Progress, TaskState},
+    task_log::LogLevel,
     wire::{Envelope, Pairs},
 };
 
@@ -102,6 +103,20 @@ pub enum EventKind<'a> {
         /// The report.
         progress: &'a Progress,
         /// `true` if the report is encrypted in the record.
+        encrypted: bool,
+    },
+    /// A run has left a line in the log of its task. It comes within about a second, before the line is stored.
+    #[non_exhaustive]
+    Logged {
+        /// The task.
+        task: EventTask<'a>,
+        /// Time of the line.
+        at: Timestamp,
+        /// Level.
+        level: LogLevel,
+        /// Text, which may contain control characters.
+        text: &'a str,
+        /// `true` if the line is encrypted in the record.
         encrypted: bool,
     },
     /// An attempt has ended in RETRY, and this is recorded.
@@ -370,6 +385,7 @@ impl<'a> EventKind<'a> {
         Received => "received",
         Started => "started",
         Progress => "progress",
+        Logged => "logged",
         Retried => "retried",
         Ended => "ended",
         FollowedUp => "followed_up",
@@ -414,6 +430,7 @@ impl<'a> EventKind<'a> {
             | Self::Received { task, .. }
             | Self::Started { task, .. }
             | Self::Progress { task, .. }
+            | Self::Logged { task, .. }
             | Self::Retried { task, .. }
             | Self::Ended { task, .. }
             | Self::FollowedUp { task, .. }

@@ -61,7 +61,12 @@ impl PublishedEvents {
     #[inline]
     const fn include(self, kind: &EventKind<'_>) -> bool {
         match (self, kind) {
-            (Self::Off, _) | (_, EventKind::QueueMeasured { .. } | EventKind::WorkerMeasured { .. }) => false,
+            (Self::Off, _) => false,
+            // Logs of tasks are stored, and measurements are of use to this process alone.
+            (
+                _,
+                EventKind::Logged { .. } | EventKind::QueueMeasured { .. } | EventKind::WorkerMeasured { .. },
+            ) => false,
             (Self::All, _) => true,
             (Self::Failures, EventKind::Ended { failure, .. }) => failure.is_some(),
             (

@@ -23,6 +23,11 @@ impl StoredLine {
         Self(at, level, text)
     }
 
+    /// Returns the time, the level and the text of the line.
+    pub(crate) fn parts(&self) -> (Timestamp, LogLevel, &str) {
+        (self.0, self.1, &self.2)
+    }
+
     /// Returns the size that is counted for the line.
     pub(super) fn size(&self) -> usize {
         self.2.len() + LINE_OVERHEAD

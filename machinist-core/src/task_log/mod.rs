@@ -11,7 +11,7 @@ mod line;
 mod run_log;
 mod writer;
 
-pub(crate) use chunk::{log_record, read_log};
+pub(crate) use chunk::{StoredLine, TakenLines, log_record, read_log};
 pub use line::{LogLevel, LogLine, TaskLog};
 pub(crate) use run_log::RunLog;
 pub(crate) use writer::{LogRun, LogWriter};

@@ -1,7 +1,8 @@
 //! Storage of the lines that runs leave in the logs of their tasks.
 //!
 //! Nothing depends on it. While a run lasts, its lines are stored now and then; the rest is stored beside its outcome, which
-//! waits for them for two seconds at most. Lines that cannot be stored are missing, and their numbers tell it.
+//! waits for them for two seconds at most. Lines that cannot be stored are missing, and their numbers tell it. Observers of the
+//! application are told of each line when it is about to be stored.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -10,10 +11,11 @@ use crate::{
     backend::{BackendError, Commit, Committed},
     clock::Timestamp,
     context::TaskContext,
+    event::{EventKind, EventTask},
     record::{Verdict, retention},
     security::encrypt_outcome,
     sign::Key,
-    task_log::{LogRun, LogWriter, log_record},
+    task_log::{LogRun, LogWriter, StoredLine, TakenLines, log_record},
 };
 
 /// Time for which lines are gathered before they are stored, unless they are many.
@@ -112,8 +114,23 @@ impl WorkerContext {
             Some(key) => encrypt_outcome(commit, key),
             None => commit,
         };
-        let commit = writer.store(run, log.take(), ttl, seal);
+        let taken = log.take();
+        if let Some(taken) = &taken {
+            self.tell_of_lines(cx, taken, outcome_key.is_some());
+        }
+        let commit = writer.store(run, taken, ttl, seal);
         self.commit_log(&mut writer, commit).await
+    }
+
+    /// Tells the observers of the application of lines, each once.
+    fn tell_of_lines(&self, cx: &TaskContext, taken: &TakenLines, encrypted: bool) {
+        if self.app.0.observers.is_empty() {
+            return;
+        }
+        let task = EventTask::new(cx.task_id(), cx.task_name(), cx.queue(), cx.attempt());
+        for (at, level, text) in taken.lines.iter().map(StoredLine::parts) {
+            self.emit(EventKind::Logged { task, at, level, text, encrypted });
+        }
     }
 
     async fn commit_log(&self, writer: &mut LogWriter, commit: Arc<Commit>) -> Result<(), BackendError> {

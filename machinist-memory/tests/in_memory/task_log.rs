@@ -1,6 +1,9 @@
 //! Logs of tasks, over the in-memory adapters.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use crate::support::Running;
 use async_trait::async_trait;
@@ -9,6 +12,7 @@ use machinist_core::{
     backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
+    event::{Event, EventKind},
     id::{RecordId, RecordKind},
     record::{Facts, TaskState},
 };
@@ -198,4 +202,27 @@ impl Backend for Deaf {
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {
         self.0.list(index, after, limit).await
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn observers_are_told_of_each_line_once() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let lines = Arc::clone(&told);
+    let app = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()))
+        .observer(move |event: &Event<'_>| {
+            if let EventKind::Logged { task, level, text, encrypted: false, .. } = event.kind {
+                lines.lock().unwrap().push((task.attempt, level, text.to_owned()));
+            }
+        })
+        .build()
+        .await
+        .unwrap();
+    let worker = Worker::builder(&app).state(Arc::new(Semaphore::new(9))).task(SAY, say);
+    let running = Running::start(worker);
+    let call = SAY.call(texts(&["one", "fail boom", "two"])).retries(1);
+    app.client().send(call).await.unwrap().wait(MINUTE).await.unwrap();
+    assert!(running.stop().await.is_clean());
+    let line = |attempt, text: &str| (attempt, LogLevel::Info, text.to_owned());
+    let expected = [line(1, "one"), line(2, "one"), line(2, "fail boom"), line(2, "two")];
+    assert_eq!(*told.lock().unwrap(), expected);
 }
