@@ -168,10 +168,10 @@ impl FlowModel {
     fn new(scene: FlowScene) -> Self {
         let plan = (scene.steps)();
         let before = steps_before(&plan);
-        let caught = plan.iter().flat_map(|step| step.on_error.iter().map(|callback| (callback, &step.name)));
+        let caught = plan.iter().flat_map(|step| step.on_error.iter().map(move |callback| (callback, step)));
         let mut catches: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (callback, step) in caught {
-            catches.entry(callback.clone()).or_default().insert(step.clone());
+            catches.entry(callback.clone()).or_default().insert(step.name.clone());
         }
         let workflow = Workflow::of_steps(plan).expect("a workflow").with_id(task("R"));
         let parts = workflow.into_parts().parts;
@@ -810,8 +810,8 @@ fn tasks_have_their_places_in_the_order_in_which_they_run() {
     assert_eq!(place("R.a+1.x"), ["a", "R.a", "+1.x"]);
     assert_eq!(place("R.m.1+1.y"), ["m", "R.m.1", "+1.y"]);
     let before = steps_before(&graph());
-    assert_eq!(before["d"], ["", "a", "b", "c"].map(str::to_owned).into());
-    assert_eq!(before["s"], ["", "a", "b", "c", "cb", "d", "m"].map(str::to_owned).into());
+    assert_eq!(before["d"], BTreeSet::from(["", "a", "b", "c"].map(str::to_owned)));
+    assert_eq!(before["s"], BTreeSet::from(["", "a", "b", "c", "cb", "d", "m"].map(str::to_owned)));
 }
 
 /// Facts that a task which waits is started with.
