@@ -12,9 +12,10 @@ use crate::{
     id::QueueName,
 };
 
-/// For each queue, the latest time from which a message could have run that this worker took.
+/// For each queue, the latest time from which a message could have run that this worker took. Every message is noted, and
+/// the queues are the worker's own: nobody chooses names that collide.
 #[derive(Debug, Default)]
-pub(super) struct LastTaken(Mutex<HashMap<QueueName, LatestInstant>>);
+pub(super) struct LastTaken(Mutex<HashMap<QueueName, LatestInstant, foldhash::fast::RandomState>>);
 
 #[derive(Debug)]
 struct LatestInstant {
