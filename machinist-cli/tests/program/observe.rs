@@ -180,10 +180,10 @@ fn get(address: &str, authorization: &str) -> (u16, String) {
 fn metrics_are_served_to_those_who_have_the_token() {
     let folder = Folder::with(&format!("{TASKS}[worker]\nmetrics_token_file = \"token\"\n"));
     folder.run(&["worker", "--health", "127.0.0.1:0"]).ended(78).reports(&["worker.metrics_token_file"]);
-    folder.write("token", "s3cret\n");
+    folder.write_with_mode("token", "s3cret\n", 0o666);
     let refused = folder.run(&["worker", "--health", "127.0.0.1:0"]).ended(78);
     refused.reports(&["worker.metrics_token_file", "chmod 600"]);
-    folder.secret("token", "s3cret\n");
+    folder.write_with_mode("token", "s3cret\n", 0o444);
     let mut worker = folder.start(&["worker", "--health", "127.0.0.1:0"]);
     let line = worker.stderr.until("/metrics");
     let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap().to_owned();

@@ -119,11 +119,11 @@ impl Folder {
         path
     }
 
-    /// Writes a file that only its owner can read.
-    pub(crate) fn secret(&self, name: &str, text: &str) {
+    /// Writes a file with this mode.
+    pub(crate) fn write_with_mode(&self, name: &str, text: &str, mode: u32) {
         use std::os::unix::fs::PermissionsExt;
         let path = self.write(name, text);
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 
     /// Creates a key file, and returns its path.

@@ -55,9 +55,9 @@ fn without_a_log_in_it_is_not_open_to_a_network() {
     let folder = Folder::with("[web]\nlisten = \"0.0.0.0:0\"\nproxy_header = \"X-Forwarded-User\"\n");
     folder.run(&["web"]).ended(78).reports(&["web.proxy_header", "proxy_addresses"]);
     let folder = Folder::with("[web]\nlisten = \"0.0.0.0:0\"\npassword_file = \"users.txt\"\n");
-    folder.write("users.txt", "ada:admin:s3cret\n");
+    folder.write_with_mode("users.txt", "ada:admin:s3cret\n", 0o620);
     folder.run(&["web"]).ended(78).reports(&["web.password_file", "chmod 600"]);
-    folder.secret("users.txt", "ada:admin:s3cret\n");
+    folder.write_with_mode("users.txt", "ada:admin:s3cret\n", 0o640);
     let refused = folder.run(&["web"]).ended(78).reports(&["web.password_file", "line 1"]);
     assert!(!refused.stderr.contains("s3cret"), "{refused:?}");
 }
@@ -103,7 +103,7 @@ fn a_line_of_the_password_file_opens_the_dashboard_until_the_sessions_are_ended(
     let folder = Folder::with("[web]\npassword_file = \"users.txt\"\n");
     let line = user_line(&folder, "ada", "open sesame");
     assert!(line.starts_with("ada:operator:$argon2id$"), "{line}");
-    folder.secret("users.txt", &line);
+    folder.write("users.txt", &line);
     let web = Web::start(&folder, &[]);
     assert_eq!(web.ask("GET", "/api/queues", "").0, 401);
     let cookie = log_in(&web, "name=ada&password=open+sesame");

@@ -17,7 +17,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
-use super::{Algorithm, Key, KeyError, KeyId, KeyState, secret_file::read_secret_file};
+use super::{Algorithm, Key, KeyError, KeyId, KeyState, secret_file::read_key_file};
 use crate::clock::Timestamp;
 
 /// Maximum size of a key file, in bytes.
@@ -235,7 +235,7 @@ impl Key {
     /// [`KeyError::File`].
     pub fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyError> {
         let failed = |error: std::io::Error| KeyError::File { path: path.to_owned(), why: error.to_string() };
-        read_secret_file(path, MAX_FILE_BYTES).map_err(failed)
+        read_key_file(path, MAX_FILE_BYTES).map_err(failed)
     }
 
     /// Writes a new key file that only its owner can read (mode 0600).

@@ -359,7 +359,8 @@ fn what_nothing_continues_is_told_after_half_an_hour() {
     nobody.queue.as_mut().unwrap().workers.clear();
     says(&Why::of_task(&nobody), WhyReason::NoConsumer, &[], &[]);
 
-    let started = Record { state: TaskState::Started, started_at: Some(before(65)), ..sent(90_000) };
+    let worker = Some("w".into());
+    let started = Record { state: TaskState::Started, started_at: Some(before(65)), worker, ..sent(90_000) };
     let mut started = empty(started);
     started.session_lives = false;
     let words = ["its session is gone, and its queue is empty", "six minutes", "the backend has lost"];

@@ -98,19 +98,19 @@ impl Access {
     }
 
     /// Adds the users of a password file: lines of the form `NAME:ROLE:HASH`, as [`hash_password`] hashes. A changed file is
-    /// read again. Nobody but its owner, who is this user or root, may read it.
+    /// read again. Nobody but its owner, who is this user or root, may change it.
     ///
     /// # Errors
-    /// The file cannot be read, other users can read it, or a line is wrong.
+    /// The file cannot be read, other users can change it, or a line is wrong.
     pub fn password_file(self, path: &Path) -> Result<Self, AccessError> {
         Ok(Self { passwords: Some(PasswordFile::open(path)?), ..self })
     }
 
     /// Adds the programs of a token file: lines of the form `NAME:ROLE:TOKEN`. They send `Authorization: Bearer TOKEN`. A
-    /// changed file is read again. Nobody but its owner, who is this user or root, may read it.
+    /// changed file is read again. Nobody but its owner, who is this user or root, may change it.
     ///
     /// # Errors
-    /// The file cannot be read, other users can read it, or a line is wrong.
+    /// The file cannot be read, other users can change it, or a line is wrong.
     pub fn token_file(self, path: &Path) -> Result<Self, AccessError> {
         Ok(Self { tokens: Some(TokenFile::open(path)?), ..self })
     }

@@ -8,7 +8,7 @@ use machinist_core::sign::read_secret_file;
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// Reads a file that holds a URL, or several in lines. They are returned with commas between them. A file that other users can
-/// read is refused.
+/// change is refused.
 pub(super) fn read(path: &Path) -> io::Result<String> {
     let text = read_secret_file(path, MAX_FILE_BYTES)?;
     let urls: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -92,9 +92,9 @@ mod tests {
         #[cfg(unix)]
         {
             let open = write("open", "amqp://u:geheim@h");
-            set_mode(&open, 0o644);
+            set_mode(&open, 0o622);
             let error = error(&open, None);
-            assert!(error.contains("mode 0644") && error.contains("chmod 600"), "{error}");
+            assert!(error.contains("mode 0622") && error.contains("chmod 600"), "{error}");
         }
         for text in ["geheim", "kafka://u:geheim@h", ""] {
             let error = error(&write("wrong", text), None);
