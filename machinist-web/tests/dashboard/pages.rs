@@ -143,7 +143,7 @@ async fn a_workflow_is_drawn_with_links_to_its_tasks() {
     let site = house.local();
     let steps = chain(ECHO.call("the disk is full".to_owned())).then(FAIL.with(()));
     let sent = house.app.client().send(steps).await.unwrap();
-    let path = format!("/workflows/{}", sent.id());
+    let path = format!("/workflows/{}", sent.workflow_id().unwrap());
     let page = site.until(&path, |answer| answer.text.contains("✕ FAILURE")).await;
     let page = page.has(&["<svg class=\"graph\"", "✓ SUCCESS", "the disk is full", "Steps"]);
     let view = site.get(&format!("/api{path}")).await.is(200).json();
