@@ -22,8 +22,17 @@ pub(crate) enum ClaimRequest {
     ),
     /// Ends a subscription. Its deliveries can still be settled.
     Unsubscribe(Arc<Subscription>),
-    /// Settles a message.
-    Settle { holder: Arc<MessageHolder>, message: i64, queue: u64, how: Settle },
+    /// Settles a message, and then gives back the credit that it used: with it, a less urgent message must not be claimed
+    /// before this one is back.
+    Settle {
+        subscription: Arc<Subscription>,
+        /// Number of pauses of the subscription before the delivery.
+        pauses: u64,
+        holder: Arc<MessageHolder>,
+        message: i64,
+        queue: u64,
+        how: Settle,
+    },
     /// Answered when the requests before it are carried out, or cannot be.
     Sync(oneshot::Sender<()>),
     /// Answered when the server has answered on the connection that claims.

@@ -166,7 +166,7 @@ impl Claims {
                 self.consumers.retain(|consumer| !Arc::ptr_eq(&consumer.subscription, &subscription));
                 self.register_soon();
             }
-            ClaimRequest::Settle { holder, message, queue, how } => {
+            ClaimRequest::Settle { subscription, pauses, holder, message, queue, how } => {
                 if self.holder.as_ref().is_some_and(|current| current.id == holder.id) {
                     self.held.remove(&message);
                     if how == Settle::Requeue {
@@ -174,6 +174,7 @@ impl Claims {
                     }
                     self.settlements.add(&holder, message, how);
                 }
+                subscription.settled(pauses);
             }
             ClaimRequest::Sync(caller) => self.waiting.synced.push(caller),
             ClaimRequest::Check(caller) => self.waiting.checks.push(caller),

@@ -181,14 +181,16 @@ impl PostgresReceipt {
         if std::mem::replace(&mut self.settled, true) {
             return Settled::Done;
         }
-        self.subscription.settled(self.pauses);
         let settle = ClaimRequest::Settle {
+            subscription: Arc::clone(&self.subscription),
+            pauses: self.pauses,
             holder: Arc::clone(&self.holder),
             message: self.message,
             queue: self.queue,
             how,
         };
         if self.holder.is_lost() || self.store.settle(settle).is_err() {
+            self.subscription.settled(self.pauses);
             Settled::Lost
         } else {
             Settled::Done
