@@ -14,7 +14,7 @@ use crate::{
     args::{Arg, Results},
     backend::Commit,
     flow::Spawned,
-    id::{RecordId, RunId, SessionId},
+    id::{RecordId, RunId, SessionId, TaskId},
     record::{
         Child, Claim, CommitRefusal, EncodedResults, End, EndVerdict, EndedMember, ErrorText, Facts, Failure,
         FailureKind, FollowUp, JoinDecision, JoinedMember, Joining, LostDecision, MemberSlot, MissingMember,
@@ -28,9 +28,7 @@ use crate::{
 };
 
 pub(super) fn guard_after(message: FlowMessage) -> FlowMessage {
-    let next = message.generation.saturating_add(1);
-    // A task that waits is woken with a newer copy than its last guard. Its guards are never older.
-    FlowMessage { generation: next.min(message.generation.max(LAST_GUARD)), ..message }
+    FlowMessage { generation: message.generation.saturating_add(1).min(LAST_GUARD), ..message }
 }
 
 impl FlowModel {
