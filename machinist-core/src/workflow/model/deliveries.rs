@@ -14,7 +14,7 @@ use crate::{
     args::{Arg, Results},
     backend::Commit,
     flow::Spawned,
-    id::{RecordId, RunId, SessionId, TaskId},
+    id::{RecordId, RunId, SessionId},
     record::{
         Child, Claim, CommitRefusal, EncodedResults, End, EndVerdict, EndedMember, ErrorText, Facts, Failure,
         FailureKind, FollowUp, JoinDecision, JoinedMember, Joining, LostDecision, MemberSlot, MissingMember,
