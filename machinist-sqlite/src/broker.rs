@@ -19,7 +19,7 @@ use crate::{
     messages::ClaimedMessage,
     owners::OwnerRegistration,
     store_handle::StoreHandle,
-    subscription::{ClaimedDelivery, SqliteSubscription},
+    subscription::{ClaimedDelivery, SqliteSubscription, UsedCredit},
     write_request::StoreChange,
 };
 
@@ -290,9 +290,12 @@ impl SqliteReceipt {
         if std::mem::replace(&mut self.settled, true) {
             return Settled::Done;
         }
-        self.subscription.settled(self.pauses);
-        let settle =
-            StoreChange::Settle { message: self.message, owner: self.registration.owner, settle: how };
+        let settle = StoreChange::Settle {
+            message: self.message,
+            owner: self.registration.owner,
+            settle: how,
+            used: Some(UsedCredit::new(Arc::clone(&self.subscription), self.pauses)),
+        };
         if self.registration.has_ended() || self.store.send_change(settle).is_err() {
             Settled::Lost
         } else {

@@ -342,12 +342,15 @@ impl FileWriter {
                     effects.ready_queues.push(queue);
                 }
             }
-            StoreChange::Settle { message, owner, settle } => {
+            StoreChange::Settle { message, owner, settle, used } => {
                 if !messages::settle(db, *message, *owner, *settle)? {
                     tracing::debug!(message, owner, how = ?settle, "settled too late: the message was handed to \
                         another consumer");
                 } else if *settle == Settle::Requeue {
                     effects.ready_queues.extend(self.subscribed_queues());
+                }
+                if let Some(used) = used {
+                    used.give_back();
                 }
             }
             StoreChange::Subscribe(subscription, deliveries) => {
@@ -483,7 +486,8 @@ impl FileWriter {
             };
             for message in refused {
                 let owner = registration.owner;
-                let requeue = StoreChange::Settle { message: message.id, owner, settle: Settle::Requeue };
+                let requeue =
+                    StoreChange::Settle { message: message.id, owner, settle: Settle::Requeue, used: None };
                 let outcome = self.apply_single(&requeue);
                 self.reply(ChangeRequest { changes: vec![requeue], reply: None }, vec![outcome]);
             }

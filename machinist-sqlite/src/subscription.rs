@@ -1,7 +1,10 @@
 //! The state of a subscription that the consumer and the writing thread share, and the deliveries that pass between
 //! them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use machinist_adapter::broker::Target;
 
@@ -89,4 +92,33 @@ pub(crate) struct ClaimedDelivery {
     pub(crate) pauses: u64,
     /// Registration of the owner that claimed the message. The claim ends with it.
     pub(crate) registration: Arc<OwnerRegistration>,
+}
+/// Credit that a message has used. It is given back when the message is settled, and not before: with it, a less urgent message
+/// would be claimed while this one is on its way back.
+#[derive(Debug)]
+pub(crate) struct UsedCredit {
+    subscription: Arc<SqliteSubscription>,
+    /// Number of pauses of the subscription before the delivery.
+    pauses: u64,
+    given_back: AtomicBool,
+}
+
+impl UsedCredit {
+    pub(crate) fn new(subscription: Arc<SqliteSubscription>, pauses: u64) -> Self {
+        Self { subscription, pauses, given_back: AtomicBool::new(false) }
+    }
+
+    /// Gives the credit back, once: a settlement may be written again in another transaction.
+    pub(crate) fn give_back(&self) {
+        if !self.given_back.swap(true, Ordering::Relaxed) {
+            self.subscription.settled(self.pauses);
+        }
+    }
+}
+
+/// Gives back the credit of a settlement that could not be written too.
+impl Drop for UsedCredit {
+    fn drop(&mut self) {
+        self.give_back();
+    }
 }

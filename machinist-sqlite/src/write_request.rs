@@ -11,7 +11,7 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::{
     error::StoreError,
-    subscription::{ClaimedDelivery, SqliteSubscription},
+    subscription::{ClaimedDelivery, SqliteSubscription, UsedCredit},
 };
 
 /// One change of the file.
@@ -26,6 +26,8 @@ pub(crate) enum StoreChange {
         message: i64,
         owner: i64,
         settle: Settle,
+        /// Credit that the message has used.
+        used: Option<UsedCredit>,
     },
     Subscribe(Arc<SqliteSubscription>, UnboundedSender<ClaimedDelivery>),
     Unsubscribe(Arc<SqliteSubscription>),
