@@ -752,11 +752,22 @@ fn every_workflow_ends_and_nothing_starts_undecided() {
     }
 }
 
+/// Seeds of the walks. They are the same in each run, so that a failure is about the change that it meets; the large walks
+/// go elsewhere each time.
+const SEEDS: [u64; WALKS.len()] = [
+    13_028_404_768_555_587_754,
+    1_092_630_507_738_766_943,
+    12_023_405_029_754_235_772,
+    7_464_698_919_476_731_560,
+    6_865_895_064_196_563_364,
+    4_181_558_422_530_753_800,
+];
+
 #[test]
 fn random_walks_find_nothing_either() {
     let steps = if large() { 10_000_000 } else { 200_000 };
-    for scene in WALKS {
-        let (name, seed) = (scene.name, rand::random());
+    for (scene, seed) in WALKS.into_iter().zip(SEEDS) {
+        let (name, seed) = (scene.name, if large() { rand::random() } else { seed });
         let walked = walk(&FlowModel::new(scene), seed, steps)
             .unwrap_or_else(|found| panic!("{name}, seed {seed}: {found}"));
         println!("{name}: seed {seed}, {walked} steps");
