@@ -10,7 +10,7 @@ use machinist::{
 use crate::ledger::Ledger;
 
 /// So long after they were sent orphans are due.
-pub(crate) const ORPHANS_DUE: Duration = Duration::from_secs(4);
+pub(crate) const ORPHANS_DUE: Duration = Duration::from_secs(10);
 
 /// Countdown of late tasks.
 pub(crate) const LATE_DUE: Duration = Duration::from_secs(20);

@@ -62,7 +62,7 @@ pub(crate) async fn queue_gone(house: &House) -> Result<()> {
     ensure!(took < ORPHANS_DUE, "the queue was deleted after {took:?}, when messages had come due for it");
     connection.close(200, "done".into()).await?;
     // Until long after all of them were due, and many of the others.
-    house.pass(Duration::from_secs(12)).await
+    house.pass(ORPHANS_DUE + Duration::from_secs(8)).await
 }
 
 /// Sends delayed tasks, and deletes all queues in which they wait. Workers publish them again from their records.
