@@ -128,8 +128,9 @@ impl WorkerBuilder {
         }
         let queues = parts.own_queues(&this.app)?;
         let mut tasks = this.registered_tasks(concurrency)?;
+        let keeps_args = parts.keeps_args();
         for task in tasks.values_mut() {
-            task.options.keep_args.get_or_insert_with(|| parts.keeps_args());
+            task.options.keep_args.get_or_insert(keeps_args);
         }
         can_sign(&this.app, tasks.keys(), &queues.iter().filter_map(QueuePattern::queue).collect())?;
         check_periodic(&this.app, &this.periodic)?;
