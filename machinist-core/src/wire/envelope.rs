@@ -130,24 +130,24 @@ impl Envelope {
         let missing = |what: &str| Unreadable::Header(format!("the message has no {what}"));
         let id = message.id.as_deref().ok_or_else(|| missing("message id"))?;
         let name = message.kind.as_deref().ok_or_else(|| missing("task name (property `type`)"))?;
-        let queue = headers.queue.text(header::QUEUE)?.ok_or_else(|| missing("header `machinist-queue`"))?;
+        let queue = headers.queue.text()?.ok_or_else(|| missing("header `machinist-queue`"))?;
         Ok(Self {
             id: TaskId::parse(id).map_err(bad)?,
             name: TaskName::parse(name).map_err(bad)?,
             queue: QueueName::parse(queue).map_err(bad)?,
             attempt: headers.attempt.attempt()?,
-            generation: headers.generation.number(header::GENERATION)?.unwrap_or(0),
-            eta: headers.eta.instant(header::ETA)?,
-            expires: headers.expires.instant(header::EXPIRES)?,
-            issued: headers.issued.instant(header::ISSUED)?.unwrap_or(Timestamp::from_micros(0)),
+            generation: headers.generation.number()?.unwrap_or(0),
+            eta: headers.eta.instant()?,
+            expires: headers.expires.instant()?,
+            issued: headers.issued.instant()?.unwrap_or(Timestamp::from_micros(0)),
             counters: Counters {
-                retries: headers.retries.number(header::RETRIES)?.unwrap_or(0),
-                postponements: headers.postponements.number(header::POSTPONEMENTS)?.unwrap_or(0),
+                retries: headers.retries.number()?.unwrap_or(0),
+                postponements: headers.postponements.number()?.unwrap_or(0),
             },
-            token: headers.token.number(header::TOKEN)?.unwrap_or(0),
-            unknown_since: headers.unknown_since.instant(header::UNKNOWN_SINCE)?,
-            traceparent: headers.traceparent.text(header::TRACEPARENT)?.map(str::to_owned),
-            tracestate: headers.tracestate.text(header::TRACESTATE)?.map(str::to_owned),
+            token: headers.token.number()?.unwrap_or(0),
+            unknown_since: headers.unknown_since.instant()?,
+            traceparent: headers.traceparent.text()?.map(str::to_owned),
+            tracestate: headers.tracestate.text()?.map(str::to_owned),
             priority: message.priority,
             pairs,
             content_type: message
@@ -290,13 +290,13 @@ impl Envelope {
         &mut self,
         message: &Message,
     ) -> Result<Option<MessageSignature>, Unreadable> {
-        let Some(text) = Header::of(message, header::SIGNATURE).text(header::SIGNATURE)? else {
+        let Some(text) = Header::of(message, header::SIGNATURE).text()? else {
             return Ok(None);
         };
         let signed_message = MessageSignature::parse(text).map_err(|what| {
             Unreadable::Header(format!("header `{}` is not `KEY TIME SIGNATURE`: {what}", header::SIGNATURE))
         })?;
-        let first = Header::of(message, header::FIRST_KEY).text(header::FIRST_KEY)?;
+        let first = Header::of(message, header::FIRST_KEY).text()?;
         let first = first.map(|text| KeyId::parse(text).map_err(|e| Unreadable::Header(e.to_string())));
         self.first = FirstSigner::Key(first.transpose()?.unwrap_or_else(|| signed_message.key.clone()));
         Ok(Some(signed_message))
@@ -470,19 +470,19 @@ impl<'a> OwnHeaders<'a> {
                 header::TRACESTATE => &mut own.tracestate,
                 _ => continue,
             };
-            *place = Header(Some(value));
+            *place = Header(Some((name, value)));
         }
         own
     }
 
     /// Checks the version and reads the pairs. A message has both or neither: what is signed says one of the two.
     fn pairs(&self, newest: i64) -> Result<Pairs, Unreadable> {
-        let version = self.version.int(header::VERSION)?.unwrap_or(PLAIN_VERSION);
+        let version = self.version.int()?.unwrap_or(PLAIN_VERSION);
         if version > newest {
             return Err(Unreadable::Version { found: version, newest });
         }
         let refused = |what: String| Err(Unreadable::Header(what));
-        match (version, self.pairs.text(header::PAIRS)?) {
+        match (version, self.pairs.text()?) {
             (PLAIN_VERSION, None) => Ok(Pairs::default()),
             (PAIRS_VERSION | WORKFLOW_VERSION, Some(text)) => match Pairs::parse(text) {
                 Ok(pairs) if pairs.are_of_workflow() && pairs.place().is_none() => {
@@ -506,44 +506,49 @@ impl<'a> OwnHeaders<'a> {
     }
 }
 
-/// A header, read by its type. The errors name it.
+/// A header with its name, read by its type. The errors name it.
 #[derive(Clone, Copy, Default)]
-struct Header<'a>(Option<&'a HeaderValue>);
+struct Header<'a>(Option<(&'a str, &'a HeaderValue)>);
 
 impl<'a> Header<'a> {
     fn of(message: &'a Message, name: &str) -> Self {
-        Self(message.headers.get(name))
+        Self(message.headers.get_key_value(name).map(|(name, value)| (&**name, value)))
     }
 
-    fn text(self, name: &str) -> Result<Option<&'a str>, Unreadable> {
+    fn text(self) -> Result<Option<&'a str>, Unreadable> {
         match self.0 {
             None => Ok(None),
-            Some(HeaderValue::Text(text)) => Ok(Some(text)),
-            Some(_) => Err(Unreadable::Header(format!("header `{name}` is not text"))),
+            Some((_, HeaderValue::Text(text))) => Ok(Some(text)),
+            Some((name, _)) => Err(Unreadable::Header(format!("header `{name}` is not text"))),
         }
     }
 
-    fn int(self, name: &str) -> Result<Option<i64>, Unreadable> {
+    fn int(self) -> Result<Option<i64>, Unreadable> {
         match self.0 {
             None => Ok(None),
-            Some(HeaderValue::Int(number)) => Ok(Some(*number)),
-            Some(_) => Err(Unreadable::Header(format!("header `{name}` is not a whole number"))),
+            Some((_, HeaderValue::Int(number))) => Ok(Some(*number)),
+            Some((name, _)) => Err(Unreadable::Header(format!("header `{name}` is not a whole number"))),
         }
     }
 
-    fn number<N: TryFrom<i64>>(self, name: &str) -> Result<Option<N>, Unreadable> {
-        let out_of_range = |n: i64| Unreadable::Header(format!("header `{name}` is out of range: {n}"));
-        self.int(name)?.map(|n| N::try_from(n).map_err(|_| out_of_range(n))).transpose()
+    fn number<N: TryFrom<i64>>(self) -> Result<Option<N>, Unreadable> {
+        let Some(number) = self.int()? else { return Ok(None) };
+        N::try_from(number).map(Some).map_err(|_| self.out_of_range(number))
     }
 
-    fn instant(self, name: &str) -> Result<Option<Timestamp>, Unreadable> {
-        Ok(self.int(name)?.map(Timestamp::from_micros))
+    fn out_of_range(self, number: i64) -> Unreadable {
+        let name = self.0.map_or("", |(name, _)| name);
+        Unreadable::Header(format!("header `{name}` is out of range: {number}"))
+    }
+
+    fn instant(self) -> Result<Option<Timestamp>, Unreadable> {
+        Ok(self.int()?.map(Timestamp::from_micros))
     }
 
     /// Counted from 1. A 0 is no other way to say 1: what is signed is what is read.
     fn attempt(self) -> Result<u32, Unreadable> {
-        match self.number(header::ATTEMPT)?.unwrap_or(1) {
-            0 => Err(Unreadable::Header(format!("header `{}` is out of range: 0", header::ATTEMPT))),
+        match self.number()?.unwrap_or(1) {
+            0 => Err(self.out_of_range(0)),
             attempt => Ok(attempt),
         }
     }
