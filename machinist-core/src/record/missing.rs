@@ -30,7 +30,7 @@ pub(crate) struct MemberSlot<'a> {
 /// State of a member that is missing in its join, by the record that counts for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MissingMember {
-    /// No record: the member is lost if it was published.
+    /// No record, or only the mark of its follow-up: the member is lost if it was published.
     NoRecord,
     /// It has not ended, or its failure is held.
     Awaited,
@@ -87,9 +87,10 @@ impl MemberSlot<'_> {
     }
 }
 
-/// Returns whether a task has published what follows it, by its record; `None` if it has none.
+/// Returns whether a task has published what follows it, by its record; `None` if it has none. The mark alone says so: the
+/// end before it may be lost.
 pub(crate) fn has_published(facts: &Facts) -> Option<bool> {
-    (!facts.is_empty()).then(|| facts.has(name::END) && facts.has(name::FOLLOWED))
+    (!facts.is_empty()).then(|| facts.has(name::FOLLOWED))
 }
 
 /// Returns `true` if what replaces a task is under way, so that nobody can say yet how it ends. `replaced` is the record of
@@ -101,7 +102,9 @@ pub(crate) fn is_replacement_under_way(replaced: &Facts, root: &Facts, last: &Fa
 /// Returns what the record that counts for a missing member says.
 pub(crate) fn missing_member(facts: &Facts, policy: Policy) -> MissingMember {
     if !facts.has(name::END) {
-        return if facts.is_empty() { MissingMember::NoRecord } else { MissingMember::Awaited };
+        // A mark that came late may stand where the record was lost before.
+        let is_empty = facts.iter().all(|(fact, _)| fact == name::FOLLOWED);
+        return if is_empty { MissingMember::NoRecord } else { MissingMember::Awaited };
     }
     let failed = failure_of(facts).is_some();
     if failed && policy == Policy::Hold { MissingMember::Awaited } else { MissingMember::Ended { failed } }
@@ -178,6 +181,7 @@ mod tests {
         assert_eq!(has_published(&facts(&[name::SENT])), Some(false), "it has not ended");
         assert_eq!(has_published(&facts(&[name::SENT, name::END])), Some(false), "under way");
         assert_eq!(has_published(&facts(&[name::END, name::FOLLOWED])), Some(true));
+        assert_eq!(has_published(&facts(&[name::FOLLOWED])), Some(true), "its end is lost");
     }
 
     #[test]
@@ -198,7 +202,11 @@ mod tests {
         let success = ended(EndVerdict::Success { results: Results::default() });
         let failure = ended(EndVerdict::Failure(Failure::new(FailureKind::Error, "no")));
         assert_eq!(missing_member(&Facts::new(), Policy::Fail), MissingMember::NoRecord);
-        assert_eq!(missing_member(&facts(&[name::SENT]), Policy::Fail), MissingMember::Awaited);
+        assert_eq!(missing_member(&facts(&[name::FOLLOWED]), Policy::Fail), MissingMember::NoRecord);
+        let again = facts(&[name::FOLLOWED, name::SENT]);
+        for under_way in [facts(&[name::SENT]), again] {
+            assert_eq!(missing_member(&under_way, Policy::Fail), MissingMember::Awaited);
+        }
         assert_eq!(missing_member(&success, Policy::Hold), MissingMember::Ended { failed: false });
         assert_eq!(missing_member(&failure, Policy::Fail), MissingMember::Ended { failed: true });
         assert_eq!(missing_member(&failure, Policy::Hold), MissingMember::Awaited);

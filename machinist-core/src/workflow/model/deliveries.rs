@@ -28,7 +28,9 @@ use crate::{
 };
 
 pub(super) fn guard_after(message: FlowMessage) -> FlowMessage {
-    FlowMessage { generation: message.generation.saturating_add(1).min(LAST_GUARD), ..message }
+    let next = message.generation.saturating_add(1);
+    // A task that waits is woken with a newer copy than its last guard. Its guards are never older.
+    FlowMessage { generation: next.min(message.generation.max(LAST_GUARD)), ..message }
 }
 
 impl FlowModel {

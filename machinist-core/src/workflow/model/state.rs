@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::Hash,
     rc::Rc,
 };
@@ -30,8 +30,8 @@ pub(super) struct FlowState {
     pub(super) faults_left: [u8; FAULTS],
     /// Data was lost, so that what was promised about arguments may end in FAILURE/lost.
     pub(super) lost: bool,
-    /// The backend has lost the record of a task, and with it the end.
-    pub(super) lost_record: bool,
+    /// Records of tasks that the backend has lost, and with them the ends.
+    pub(super) lost_records: BTreeSet<u16>,
     /// Arguments with which each task that waits was started.
     pub(super) started: BTreeMap<u16, u32>,
     /// Somebody revokes the workflow, and has looked at so many of its tasks.
