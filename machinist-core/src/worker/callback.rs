@@ -129,6 +129,8 @@ impl WorkerContext {
         for page in slots.chunks(PAGE_SIZE) {
             let ids: Vec<RecordId> = page.iter().map(|slot| RecordId::from(&slot.id)).collect();
             for (slot, facts) in page.iter().zip(self.calls.read_each(&ids).await?) {
+                // What a record that cannot be used has held is lost.
+                let facts = facts.unwrap_or_default();
                 let Some((id, facts)) = self.counting_record(slot, facts).await? else { continue };
                 let failed = match missing_member(&facts, slot.part.policy) {
                     MissingMember::NoRecord => {
@@ -156,19 +158,17 @@ impl WorkerContext {
     }
 
     /// Returns the record that counts for a member: its own, that of the task that has replaced it, or that of the task that
-    /// repeats it where a failure is held.
-    /// `None` if it cannot be used.
+    /// repeats it where a failure is held. `None` while what replaces or repeats it is not known yet.
     async fn counting_record(
         &self,
         slot: &MemberSlot<'_>,
-        facts: Option<Facts>,
+        mut facts: Facts,
     ) -> Result<Option<(TaskId, Facts)>, Settlement> {
-        let Some(mut facts) = facts else { return Ok(None) };
         let mut id = slot.id.clone();
         // Each task has a longer id than the one before, or a hash: this ends.
         while let Some(next) = continued_by_record(&facts) {
-            let root = self.calls.read(&spawned_root(&next)).await?;
-            let last = self.calls.read(&next).await?;
+            let root = self.read_other(&spawned_root(&next)).await?;
+            let last = self.read_other(&next).await?;
             if is_replacement_under_way(&facts, &root, &last) {
                 return Ok(None);
             }
@@ -178,7 +178,7 @@ impl WorkerContext {
             && failure_of(&facts).is_some()
             && let Some(again) = facts.text(name::RETRIED_AS).and_then(|id| TaskId::parse(&id).ok())
         {
-            let repeated = self.calls.read(&again).await?;
+            let repeated = self.read_other(&again).await?;
             return Ok((!repeated.is_empty()).then_some((again, repeated)));
         }
         Ok(Some((id, facts)))
@@ -187,11 +187,20 @@ impl WorkerContext {
     /// Returns `true` unless a member may not have been published yet.
     async fn was_published(&self, awaited: &Awaited<'_>, slot: &MemberSlot<'_>) -> Result<bool, Settlement> {
         for id in slot.publishers(&awaited.place) {
-            if let Some(published) = has_published(&self.calls.read(&id).await?) {
+            if let Some(published) = has_published(&self.read_other(&id).await?) {
                 return Ok(published);
             }
         }
         Ok(true)
+    }
+
+    /// Reads the record of another task. What a record that cannot be used has held is lost; the task that waits is not to
+    /// blame for it.
+    async fn read_other(&self, id: &TaskId) -> Result<Facts, Unanswered> {
+        match self.calls.read(id).await {
+            Err(Unanswered::BadRecord) => Ok(Facts::new()),
+            answer => answer,
+        }
     }
 
     /// Ends a task to which its join gives too much.

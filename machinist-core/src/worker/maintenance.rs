@@ -12,6 +12,7 @@ use crate::{
     backend::{BackendError, Index, IndexUpdate},
     broker::{Consumer, SideQueue},
     clock::Timestamp,
+    control::ControlError,
     diagnose::Finding,
     ended::unlist_expired,
     id::{QueueName, RecordId, SessionId},
@@ -20,6 +21,8 @@ use crate::{
 
 /// Interval between counts of dead letters, and wait before a failed step is tried again.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
+/// Time after its start at which a worker first looks after the broker.
+const FIRST_LOOK_AFTER: Duration = Duration::from_secs(3);
 /// Number of listed sessions that are checked at once.
 const SESSIONS_PER_CHECK: usize = 16;
 /// Maximum number of undelivered messages that are held at once.
@@ -133,10 +136,11 @@ async fn ended_tasks(worker: &WorkerContext) {
     }
 }
 
-/// Looks after the broker: when the worker starts, and after that one worker at a time, because each look asks for a
-/// hundred queues.
+/// Looks after the broker: once the worker has begun with its tasks, and after that one worker at a time, because each look
+/// asks for a hundred queues.
 async fn broker(worker: &WorkerContext) {
     let mut logged = Vec::new();
+    tokio::time::sleep(FIRST_LOOK_AFTER).await;
     look_after_broker(worker, &mut logged).await;
     loop {
         tokio::time::sleep(MAINTENANCE_INTERVAL).await;
@@ -166,7 +170,13 @@ async fn dead_letters(worker: &WorkerContext, queues: &[QueueName]) {
     loop {
         tokio::time::sleep(MAINTENANCE_INTERVAL).await;
         for queue in queues {
-            match client.tend_dead_letters(queue, &worker.name).await {
+            let tended = match client.tend_dead_letters(queue, &worker.name).await {
+                Err(ControlError::Backend(error)) => {
+                    worker.passed_over("the turn of dead letters", Err(error)).map_err(ControlError::Backend)
+                }
+                tended => tended,
+            };
+            match tended {
                 Ok(0) => {}
                 Ok(added) => {
                     tracing::warn!(%queue, added, "dead letters were missing from the index, or had no mark");

@@ -41,6 +41,7 @@ const MAX_QUEUES: usize = 1000;
 const FOR_OBSERVERS: &str = "measure";
 /// Turn of those who keep the history.
 const FOR_HISTORY: &str = "history";
+
 /// Measures for as long as an observer asks for it, or the history is kept.
 pub(super) async fn measure_forever(worker: &WorkerContext) {
     let (observers, history) = (worker.app.0.observers.measure_queues(), worker.app.0.history.is_on());
@@ -81,8 +82,9 @@ impl Turn {
     /// Takes or keeps the turn. Returns `true` if it is ours.
     async fn is_ours(&mut self, worker: &WorkerContext, holder: &str) -> Result<bool, BackendError> {
         let turn = if self.is_ours { keep_turn } else { take_turn };
-        let answer = worker.app.client().commit(turn(self.work, holder, MEASURE_TURN)).await?;
-        self.is_ours = matches!(answer, Committed::Done { .. });
+        let answer = worker.app.client().commit(turn(self.work, holder, MEASURE_TURN)).await.map(Some);
+        let answer = worker.passed_over("the turn of measurements", answer)?;
+        self.is_ours = matches!(answer, Some(Committed::Done { .. }));
         Ok(self.is_ours)
     }
 }
@@ -117,7 +119,8 @@ impl Measurer<'_> {
         if for_observers || for_history {
             let gauges = self.measure(for_observers).await?;
             if for_history {
-                self.keep(gauges).await?;
+                let kept = self.keep(gauges).await;
+                self.worker.passed_over("the history of the queues", kept)?;
             }
         }
         Ok(())
