@@ -96,6 +96,7 @@ scenarios! {
     DeepHeaders "deep-headers" "messages with headers as deep as a frame can hold among the tasks"
     QueueGone "queue-gone" "delayed tasks come due for a queue that is gone, among many whose queue is there"
     DelaysDeleted "delays-deleted" "the queues in which delayed tasks wait are deleted"
+    VhostDeleted "vhost-deleted" "the vhost is deleted with all in it, and made again, while delayed tasks wait"
     RedisAway "redis-away" "Redis is killed and stays away for 60 s while long tasks run"
     BusyKill "busy-kill" "a worker that runs 32 tasks is killed (SIGKILL): all run again elsewhere within 25 s"
     FlowsKill "flows-kill" "workers that run workflows are killed (SIGKILL), one after the other"
@@ -119,6 +120,7 @@ impl Scenario {
         Self::Oom,
         Self::MixedPoison,
         Self::DelaysDeleted,
+        Self::VhostDeleted,
         Self::RedisAway,
         Self::ClusterKill,
         Self::FlowsArrows,
@@ -391,7 +393,7 @@ impl Scenario {
             Self::MixedPoison => Setup { poison: Some(Kind::Abort), ..special::oom(usual) },
             Self::BusyKill => special::busy(usual),
             // Retries of a fraction of a second are not kept, and would be lost with the queues.
-            Self::DelaysDeleted => Setup { load: false, ..usual },
+            Self::DelaysDeleted | Self::VhostDeleted => Setup { load: false, ..usual },
             Self::FlowsKill | Self::FlowsRabbit | Self::FlowsRedis => flows::setup(usual),
             Self::FlowsFlush => Setup { results_s: Some(flows::RESULTS_KEPT_S), ..flows::setup(usual) },
             Self::FleetKill => fleet::setup(usual, size),
@@ -453,6 +455,7 @@ impl Scenario {
             Self::QueueGone => special::queue_gone(house).await?,
             Self::ClusterKill => cluster::kill_nodes(house).await?,
             Self::DelaysDeleted => special::delays_deleted(house).await?,
+            Self::VhostDeleted => special::vhost_deleted(house).await?,
             Self::RedisAway => special::redis_away(house).await?,
             Self::BusyKill => special::busy_kill(house).await?,
             Self::FlowsKill => {
@@ -680,7 +683,7 @@ impl Scenario {
     }
 }
 
-fn ctl(house: &House, args: &[&str]) -> Result<String> {
+pub(crate) fn ctl(house: &House, args: &[&str]) -> Result<String> {
     tokio::task::block_in_place(|| house.services.rabbitmqctl(args))
 }
 

@@ -15,6 +15,7 @@ use xtask::services::Server;
 use crate::{
     house::{GONE_QUEUE, House, QUEUE, Setup},
     load::{Kind, LATE_DUE, ORPHANS_DUE},
+    scenario::ctl,
 };
 
 /// Address space, of which a worker uses little.
@@ -26,6 +27,10 @@ const LATE_TASKS: usize = 200;
 /// Levels and digits of the queues that hold delays, from 0 and from 1.
 const LAST_LEVEL: u8 = 6;
 const LAST_DIGIT: u8 = 15;
+/// Wait for late tasks whose messages are gone: a task counts as lost a minute after its time, and workers look each minute.
+const UNTIL_RESCUED: Duration = Duration::from_secs(LATE_DUE.as_secs() + 60 + 2 * 60);
+/// The vhost of the scenarios' servers.
+const VHOST: &str = "/";
 const AWAY: Duration = Duration::from_secs(60);
 const LONG_TASKS: usize = 8;
 /// What the ledger is told when Redis has gone, and before it comes back.
@@ -77,10 +82,27 @@ pub(crate) async fn delays_deleted(house: &House) -> Result<()> {
         channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
     }
     connection.close(200, "done".into()).await?;
+    not_due_yet(began)?;
+    house.pass(UNTIL_RESCUED).await
+}
+
+/// Sends delayed tasks, and deletes the vhost with everything in it. Once it is there again, workers publish the tasks
+/// again from their records.
+pub(crate) async fn vhost_deleted(house: &House) -> Result<()> {
+    let began = Instant::now();
+    house.send_now(Kind::Late, QUEUE, LATE_TASKS).await?;
+    ctl(house, &["delete_vhost", VHOST])?;
+    not_due_yet(began)?;
+    ctl(house, &["add_vhost", VHOST])?;
+    ctl(house, &["set_permissions", "-p", VHOST, "guest", ".*", ".*", ".*"])?;
+    house.pass(UNTIL_RESCUED).await
+}
+
+/// Checks that no late task that was sent at `began` has come due.
+fn not_due_yet(began: Instant) -> Result<()> {
     let took = began.elapsed();
     ensure!(took < LATE_DUE, "the queues were deleted after {took:?}, when messages had come due");
-    // A task counts as lost a minute after its time, and workers look each minute.
-    house.pass(LATE_DUE + Duration::from_secs(60 + 2 * 60)).await
+    Ok(())
 }
 
 /// Kills Redis for a minute while tasks run that take longer.
