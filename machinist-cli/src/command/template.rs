@@ -2,8 +2,8 @@
 //!
 //! Each template becomes exactly one argument, and no shell reads it, so no value can become a second argument or
 //! another command. Nor can it become an option: a value at the beginning of an argument must not begin with a dash,
-//! unless the argument stands after `--` or the task allows it. That holds for numbers too: -9 is a signal of `kill`, and a
-//! count of `head`.
+//! unless the argument stands after `--` or the task allows it. Before the first operand that holds for numbers too: -9 is a
+//! signal of `kill`, and a count of `head`.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,17 @@ use serde_json::Value;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Template {
     parts: Vec<Part>,
-    /// `true` if the values may make an option of the argument.
-    dash_values: bool,
+    dashes: Dashes,
+}
+
+/// Values with which an argument may begin although they begin with a dash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dashes {
+    None,
+    /// Negative numbers: an operand stands before the argument, and programs take short options of digits only before
+    /// their operands.
+    Numbers,
+    All,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,12 +39,18 @@ pub(crate) fn arguments(
     names: Option<&[String]>,
     dash_values: bool,
 ) -> Result<Vec<Template>, String> {
-    let end_of_options = texts.iter().position(|text| text == "--").unwrap_or(texts.len());
-    let read = |(index, text): (usize, &String)| {
-        let template = Template::parse(text, names)?;
-        Ok(Template { dash_values: dash_values || index > end_of_options, ..template })
-    };
-    texts.iter().enumerate().map(read).collect()
+    let mut dashes = if dash_values { Dashes::All } else { Dashes::None };
+    let mut templates = Vec::with_capacity(texts.len());
+    for text in texts {
+        let template = Template { dashes, ..Template::parse(text, names)? };
+        if text == "--" {
+            dashes = Dashes::All;
+        } else if dashes == Dashes::None && template.is_constant() && !text.starts_with('-') {
+            dashes = Dashes::Numbers;
+        }
+        templates.push(template);
+    }
+    Ok(templates)
 }
 
 impl Template {
@@ -71,7 +86,7 @@ impl Template {
         if !literal.is_empty() {
             parts.push(Part::Text(literal));
         }
-        Ok(Self { parts, dash_values: false })
+        Ok(Self { parts, dashes: Dashes::None })
     }
 
     /// Returns `true` if the template has no placeholder.
@@ -99,14 +114,23 @@ impl Template {
         if filled.contains('\0') {
             return Err("an argument holds a NUL character, which no command line can carry".to_owned());
         }
-        if filled.starts_with('-') && !matches!(self.parts.first(), Some(Part::Text(_))) && !self.dash_values
-        {
+        let is_allowed = match self.dashes {
+            Dashes::None => false,
+            Dashes::Numbers => is_number(&filled),
+            Dashes::All => true,
+        };
+        if filled.starts_with('-') && !matches!(self.parts.first(), Some(Part::Text(_))) && !is_allowed {
             return Err("a value that begins with a dash would be an option of the program; the worker's \
                         machinist.toml allows it by \"--\" before the placeholder or by dash_values = true"
                 .to_owned());
         }
         Ok(filled)
     }
+}
+
+fn is_number(text: &str) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || b"-+.eE".contains(&byte);
+    text.bytes().all(is_digit) && text.parse::<f64>().is_ok()
 }
 
 fn position(word: &str, names: Option<&[String]>) -> Result<usize, String> {
@@ -273,9 +297,12 @@ mod tests {
             assert!(fill(&["--", "{0}"], false, number.clone()).is_ok(), "{number}");
             assert!(fill(&["{0}"], true, number.clone()).is_ok(), "{number}");
             assert!(fill(&["--by={0}"], false, number.clone()).is_ok(), "{number}");
+            assert!(fill(&["-s", "{0}"], false, number.clone()).is_err(), "kill -s -9: {number}");
+            assert!(fill(&["%s", "{0}"], false, number.clone()).is_ok(), "printf %s -9: {number}");
         }
-        for text in ["-", "-1x", "-e", "-5 "] {
+        for text in ["-", "-1x", "-e", "-5 ", "-inf", "-nan", "-e5", "--1"] {
             assert!(fill(&["{0}"], false, json!(text)).is_err(), "{text}");
+            assert!(fill(&["%s", "{0}"], false, json!(text)).is_err(), "{text}");
         }
     }
 

@@ -355,7 +355,7 @@ fn renew_run(model: &Model, state: &mut ModelState, number: usize, run: u8, fact
         return RunRenewal::Done;
     };
     let mut claim = (*model.store.claim_of(claim)).clone();
-    debug_assert_eq!(claim.run, run_id(run));
+    assert_eq!(claim.run, run_id(run));
     if let Some(adopted) = claim.newer_claim(facts) {
         claim = adopted;
         set_claim(&mut state.workers[number], run, model.store.claim(claim.clone()));
