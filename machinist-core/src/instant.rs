@@ -5,12 +5,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::clock::Timestamp;
 
 /// An instant that [`Signature::eta`](crate::Signature::eta) and [`Signature::expires_at`](crate::Signature::expires_at)
-/// accept: a [`Timestamp`], a [`SystemTime`], an instant of `jiff`, or text after RFC 3339. An instant of `chrono` is
-/// converted by `SystemTime::from`.
+/// accept: a [`Timestamp`], a [`SystemTime`], an instant of `jiff` or, with the feature `chrono`, of `chrono`, or text after
+/// RFC 3339.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an instant",
-    note = "instants are `Timestamp`, `SystemTime` (`SystemTime::from` converts those of chrono), `jiff::Timestamp`, \
-            `jiff::Zoned`, and text like \"2026-11-20T23:37:14Z\""
+    note = "instants are `Timestamp`, `SystemTime`, `jiff::Timestamp`, `jiff::Zoned`, with the feature `chrono` \
+            `chrono::DateTime`, and text like \"2026-11-20T23:37:14Z\""
 )]
 pub trait IntoInstant {
     /// Converts it to backend time.
@@ -54,6 +54,13 @@ impl IntoInstant for jiff::Zoned {
     }
 }
 
+#[cfg(feature = "chrono")]
+impl<Z: chrono::TimeZone> IntoInstant for chrono::DateTime<Z> {
+    fn into_instant(self) -> Result<Timestamp, String> {
+        Ok(Timestamp::from_micros(self.timestamp_micros()))
+    }
+}
+
 impl IntoInstant for &str {
     fn into_instant(self) -> Result<Timestamp, String> {
         let instant: Result<jiff::Timestamp, _> = self.parse();
@@ -88,6 +95,13 @@ mod tests {
             (UNIX_EPOCH - Duration::from_secs(1)).into_instant(),
             Ok(Timestamp::from_micros(-1_000_000))
         );
+        #[cfg(feature = "chrono")]
+        {
+            let berlin = chrono::FixedOffset::east_opt(3600).unwrap();
+            let instant = chrono::DateTime::from_timestamp(1_763_681_834, 0).unwrap();
+            assert_eq!(instant.into_instant(), expected);
+            assert_eq!(instant.with_timezone(&berlin).into_instant(), expected);
+        }
         assert!("tomorrow".into_instant().unwrap_err().contains("\"tomorrow\" is not an instant"));
         assert!("2025-11-20".into_instant().is_err());
     }

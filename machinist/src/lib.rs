@@ -44,6 +44,7 @@
 //! | `postgres` | no | broker and backend in one PostgreSQL, and sends in transactions, module `postgres` |
 //! | `macros` | yes | `#[machinist::task]`, `WireArg` and `TaskFailure` |
 //! | `machinery` | no | the format of queues of Go machinery, module `machinery` |
+//! | `chrono` | no | `chrono::DateTime` for ETA and expiry |
 //! | `otel` | no | spans of tasks join the trace of their sender |
 //! | `task-log` | no | `TaskLogLayer`, which puts the `tracing` events of handlers into the logs of their tasks |
 //! | `tls` | no | certificates of `[tls]`, for connectors of other crates; `amqp` and `redis` include it |
