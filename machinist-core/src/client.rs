@@ -526,6 +526,7 @@ impl Client {
         let app = &self.app.0;
         let millis = |t: Duration| u64::try_from(t.as_millis()).unwrap_or(u64::MAX);
         let body = Body {
+            limit_key: parts.key_of_limits(),
             args: parts.args,
             retry: parts.retry,
             timeout_ms: parts.timeout.map(millis),
@@ -533,7 +534,6 @@ impl Client {
             first_eta: eta,
             headers: parts.headers,
             flow: parts.flow,
-            limit_key: parts.limit_key,
             limit_cost: parts.limit_cost,
         };
         if let Some(oversize) = body.exceeded(&app.max_sizes) {
@@ -556,7 +556,7 @@ fn check(
         return invalid(why.clone());
     }
     if parts.unique.is_some() && parts.flow.is_some() {
-        return invalid("a workflow cannot be unique; make one of its tasks unique in your code".to_owned());
+        return invalid("a workflow cannot be unique: leave the rule of its first task out (`not_unique()` drops that of a definition)".to_owned());
     }
     if parts.id.as_str().contains(['!', '+']) {
         return invalid(

@@ -4,7 +4,11 @@
 
 use std::time::Duration;
 
-use crate::retry::{Backoff, RetryPolicy};
+use crate::{
+    limit::LimitKey,
+    retry::{Backoff, RetryPolicy},
+    unique::{Debounce, OnConflict, Unique, UniqueUntil},
+};
 
 /// Options of a definition; `None` for what it does not set.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +19,12 @@ pub(crate) struct DefinedOptions {
     pub(crate) expires_in: Option<Duration>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) soft_timeout: Option<Duration>,
+    /// Template of the key of its limits.
+    pub(crate) limit_key: Option<&'static str>,
+    pub(crate) limit_cost: Option<u32>,
+    unique: Option<DefinedUnique>,
+    /// Template of the key of which there is one task.
+    unique_by: Option<&'static str>,
     retries: Option<u32>,
     postponements: Option<u32>,
     backoff: Option<DefinedBackoff>,
@@ -31,6 +41,14 @@ enum DefinedBackoff {
     List(&'static [Duration]),
 }
 
+/// A rule for unique tasks that can be copied while the program is compiled.
+#[derive(Debug, Clone, Copy)]
+struct DefinedUnique {
+    until: UniqueUntil,
+    on_conflict: OnConflict,
+    debounce: Option<Debounce>,
+}
+
 impl DefinedOptions {
     pub(crate) const NONE: Self = Self {
         queue: None,
@@ -39,6 +57,10 @@ impl DefinedOptions {
         expires_in: None,
         timeout: None,
         soft_timeout: None,
+        limit_key: None,
+        limit_cost: None,
+        unique: None,
+        unique_by: None,
         retries: None,
         postponements: None,
         backoff: None,
@@ -80,6 +102,33 @@ impl DefinedOptions {
         match defined {
             Some(defined) => Self { backoff: Some(defined), ..self },
             None => panic!("a definition cannot own a list of waits: use backoff_list(&[…])"),
+        }
+    }
+
+    pub(crate) const fn unique(self, rule: Unique) -> Self {
+        let has_key = rule.key.is_some() || rule.template.is_some();
+        let Unique { until, on_conflict, debounce, .. } = rule;
+        // As for a back-off: only a key owns memory.
+        std::mem::forget(rule);
+        if has_key {
+            panic!("a definition cannot own the key of its unique tasks: use unique_by");
+        }
+        Self { unique: Some(DefinedUnique { until, on_conflict, debounce }), ..self }
+    }
+
+    pub(crate) const fn unique_by(self, template: &'static str) -> Self {
+        Self { unique_by: Some(template), ..self }
+    }
+
+    /// Returns the rule for unique tasks, if the definition has one.
+    ///
+    /// # Errors
+    /// The template of its key is wrong, in words for people.
+    pub(crate) fn unique_rule(&self) -> Result<Option<Unique>, String> {
+        let rule = self.unique.map(|rule| Unique::with(rule.until, rule.on_conflict, rule.debounce));
+        match self.unique_by {
+            None => Ok(rule),
+            Some(template) => Ok(Some(rule.unwrap_or_default().by(LimitKey::template(template)?))),
         }
     }
 
@@ -145,6 +194,19 @@ mod tests {
         assert_eq!(backoff(EXPONENTIAL), Backoff::exponential(SECOND, Duration::from_secs(9)));
         assert_eq!(backoff(FIBONACCI), Backoff::fibonacci(SECOND, Duration::from_secs(8)));
         assert_eq!(backoff(LIST), Backoff::list(&[SECOND, Duration::from_secs(7)]));
+    }
+
+    #[test]
+    fn a_rule_for_unique_tasks_takes_its_key_from_a_template() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        const THROTTLED: DefinedOptions =
+            DefinedOptions::NONE.unique(Unique::throttle(HOUR)).unique_by("{0}");
+        let by = || LimitKey::template("{0}").unwrap();
+        assert_eq!(DefinedOptions::NONE.unique_rule(), Ok(None));
+        assert_eq!(DefinedOptions::NONE.unique(Unique::new()).unique_rule(), Ok(Some(Unique::new())));
+        assert_eq!(DefinedOptions::NONE.unique_by("{0}").unique_rule(), Ok(Some(Unique::new().by(by()))));
+        assert_eq!(THROTTLED.unique_rule(), Ok(Some(Unique::throttle(HOUR).by(by()))));
+        assert!(DefinedOptions::NONE.unique_by("all").unique_rule().is_err());
     }
 
     #[test]

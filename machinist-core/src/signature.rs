@@ -20,6 +20,7 @@ use crate::{
     flow::Flow,
     id::{InvalidName, QueueName, TaskId},
     instant::IntoInstant,
+    limit::LimitKey,
     retry::{Backoff, RetryPolicy},
     tag::{MAX_TAGS, Tag},
     unique::Unique,
@@ -69,6 +70,8 @@ pub(crate) struct SignatureParts {
     /// Steps that follow it, if it begins a workflow.
     pub(crate) flow: Option<Box<Flow>>,
     pub(crate) limit_key: Option<String>,
+    /// Template of the definition for the key of its limits, where `limit_key` is not set.
+    pub(crate) limit_template: Option<LimitKey>,
     pub(crate) limit_cost: Option<u32>,
     /// Key of its share of a fair queue, if its sender has chosen it.
     pub(crate) fair_key: Option<String>,
@@ -91,11 +94,18 @@ impl SignatureParts {
     pub(crate) fn for_clients_alone(&self) -> Option<&'static str> {
         if self.unique.is_some() {
             return Some(
-                "its task is unique, and only a client checks the key: leave it out, or send the task by itself",
+                "its task is unique, and only a client checks the key: leave the rule out (`not_unique()` drops that of a \
+                 definition), or send the task by itself",
             );
         }
         let why = "its task requires a live worker, and only a client looks for one: leave it out";
         self.require_worker.then_some(why)
+    }
+
+    /// Returns the key of its limits, if the call or the definition says how to find it.
+    pub(crate) fn key_of_limits(&self) -> Option<String> {
+        let made = || self.limit_template.as_ref().map(|template| template.of(&self.args, &self.headers));
+        self.limit_key.clone().or_else(made)
     }
 
     /// Returns the queue to which it is sent.
@@ -197,6 +207,7 @@ impl<R> Signature<R> {
             labels: BTreeMap::new(),
             flow: None,
             limit_key: None,
+            limit_template: None,
             limit_cost: None,
             fair_key: None,
             unique: None,
@@ -213,6 +224,15 @@ impl<R> Signature<R> {
         self.parts.priority = options.priority;
         self.parts.expires = options.expires_in.map(When::In);
         self.parts.defined_retry = options.retry_policy();
+        self.parts.limit_cost = options.limit_cost;
+        match options.limit_key.map(LimitKey::template).transpose() {
+            Ok(template) => self.parts.limit_template = template,
+            Err(why) => self.parts.unsendable = Some(format!("limit_key of its definition: {why}")),
+        }
+        match options.unique_rule() {
+            Ok(rule) => self.parts.unique = rule,
+            Err(why) => self.parts.unsendable = Some(format!("unique_by of its definition: {why}")),
+        }
         self
     }
 
@@ -423,6 +443,13 @@ impl<R> Signature<R> {
     /// task cannot be unique: sending them fails.
     pub fn unique(mut self, rule: Unique) -> Self {
         self.parts.unique = Some(rule);
+        self
+    }
+
+    /// Sends it whatever else has its key: the rule of the definition for unique tasks does not hold. A step of a workflow, a
+    /// spawned task and a periodic task need this where their definition has such a rule.
+    pub fn not_unique(mut self) -> Self {
+        self.parts.unique = None;
         self
     }
 

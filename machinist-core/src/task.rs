@@ -7,6 +7,7 @@ use crate::{
     definition::DefinedOptions,
     retry::Backoff,
     signature::Signature,
+    unique::Unique,
 };
 
 /// A task's name together with the types of its arguments and of what it returns.
@@ -36,8 +37,8 @@ use crate::{
 /// let signature = CLEAN_UP.call(());
 /// ```
 ///
-/// A definition can also hold options. The sender uses the queue, the priority and the expiry; the worker uses the retry
-/// policy and the time limits. A call and the settings of a worker override them: see `docs/options.md`.
+/// A definition can also hold options. The sender uses the queue, the priority, the expiry, the keys and the rule for unique
+/// tasks; the worker uses the retry policy and the time limits. A call and the settings of a worker override them: see `docs/options.md`.
 /// ```
 /// use machinist_core::{Backoff, TaskDef};
 /// use std::time::Duration;
@@ -152,6 +153,51 @@ impl<A, R> TaskDef<A, R> {
     /// Never starts the task later than so long after it is sent: FAILURE/expired instead.
     pub const fn expires_in(mut self, while_: Duration) -> Self {
         self.options.expires_in = Some(while_);
+        self
+    }
+
+    /// Makes the key of its [limits](crate::limit) of arguments and headers, such as `{0}`, `{name}` or `{header:NAME}`. The
+    /// sender makes it of the arguments that it sends; for a step of a workflow, the worker makes the key as its limit says.
+    /// A wrong template is reported when a signature is sent.
+    pub const fn limit_key(mut self, template: &'static str) -> Self {
+        self.options.limit_key = Some(template);
+        self
+    }
+
+    /// Sets the number of starts for which it counts in its limits of rate. See [`Signature::limit_cost`].
+    pub const fn limit_cost(mut self, starts: u32) -> Self {
+        self.options.limit_cost = Some(starts);
+        self
+    }
+
+    /// Allows one task for each key, which is made of all arguments, or as [`unique_by`](Self::unique_by) says. A step of a
+    /// workflow, a spawned task and a periodic task cannot be unique: see [`Signature::not_unique`].
+    ///
+    /// # Panics
+    /// If the rule has a key. In a `const` that is an error of the compiler.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{TaskDef, Unique};
+    /// use std::time::Duration;
+    ///
+    /// // One unfinished report for each customer; the year does not count.
+    /// const REPORT: TaskDef<(String, u32), ()> = TaskDef::new("report").unique_by("{0}");
+    /// // At most one reminder in an hour with the same arguments.
+    /// const REMIND: TaskDef<String, ()> =
+    ///     TaskDef::new("remind").unique(Unique::throttle(Duration::from_secs(3600)));
+    ///
+    /// let anyway = REMIND.call("anna").not_unique();
+    /// ```
+    pub const fn unique(mut self, rule: Unique) -> Self {
+        self.options = self.options.unique(rule);
+        self
+    }
+
+    /// Makes the key of unique tasks of arguments and headers, such as `{0}`, `{name}` or `{header:NAME}`. Without
+    /// [`unique`](Self::unique) there is one unfinished task for each key, and sending another returns it.
+    pub const fn unique_by(mut self, template: &'static str) -> Self {
+        self.options = self.options.unique_by(template);
         self
     }
 

@@ -94,21 +94,15 @@ pub(crate) struct Debounce {
 
 impl Default for Unique {
     fn default() -> Self {
-        Self {
-            key: None,
-            template: None,
-            until: UniqueUntil::End,
-            on_conflict: OnConflict::Existing,
-            debounce: None,
-        }
+        Self::new()
     }
 }
 
 impl Unique {
     /// Creates the rule that there is one unfinished task of this name with these arguments, and that sending another
     /// returns it.
-    pub fn new() -> Self {
-        Self::default()
+    pub const fn new() -> Self {
+        Self::with(UniqueUntil::End, OnConflict::Existing, None)
     }
 
     /// Creates the rule of a debounce: each task replaces the one before that has not started, with its arguments, and starts
@@ -116,18 +110,22 @@ impl Unique {
     /// next one begins another series.
     ///
     /// The task itself has no countdown and no ETA.
-    pub fn debounce(wait: Duration, longest: Duration) -> Self {
-        Self {
-            until: UniqueUntil::Start,
-            on_conflict: OnConflict::Replace,
-            debounce: Some(Debounce { wait, longest }),
-            ..Self::default()
-        }
+    pub const fn debounce(wait: Duration, longest: Duration) -> Self {
+        Self::with(UniqueUntil::Start, OnConflict::Replace, Some(Debounce { wait, longest }))
     }
 
     /// Creates the rule of a throttle: for `period` after a task was sent, others with its key are not sent.
-    pub fn throttle(period: Duration) -> Self {
-        Self { until: UniqueUntil::For(period), on_conflict: OnConflict::Drop, ..Self::default() }
+    pub const fn throttle(period: Duration) -> Self {
+        Self::with(UniqueUntil::For(period), OnConflict::Drop, None)
+    }
+
+    /// Creates a rule whose key is all arguments.
+    pub(crate) const fn with(
+        until: UniqueUntil,
+        on_conflict: OnConflict,
+        debounce: Option<Debounce>,
+    ) -> Self {
+        Self { key: None, template: None, until, on_conflict, debounce }
     }
 
     /// Sets the key, in place of the arguments. Keys belong to a task name.
@@ -153,14 +151,14 @@ impl Unique {
 
     /// Sets the time for which the key allows one task.
     #[must_use]
-    pub fn until(mut self, until: UniqueUntil) -> Self {
+    pub const fn until(mut self, until: UniqueUntil) -> Self {
         self.until = until;
         self
     }
 
     /// Sets the consequence of a key that another task has.
     #[must_use]
-    pub fn on_conflict(mut self, consequence: OnConflict) -> Self {
+    pub const fn on_conflict(mut self, consequence: OnConflict) -> Self {
         self.on_conflict = consequence;
         self
     }

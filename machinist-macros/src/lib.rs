@@ -19,7 +19,7 @@ use syn::{DeriveInput, ItemFn, parse_macro_input};
 /// Options, all optional: `name = "…"` (the task's name; default: the function's), `def = NAME` (the constant's name),
 /// `crate = path` (the path of the crate `machinist`), and everything that a definition can set: `queue`, `retries`,
 /// `backoff`, `backoff_list`, `retry_for`, `retry_timeouts`, `max_postponements`, `requires`, `timeout`, `soft_timeout`, `priority`,
-/// `expires_in`. Their values are constant expressions; a duration can also be text, such as `"30s"` or `"1h 30m"`.
+/// `expires_in`, `limit_key`, `limit_cost`, `unique`, `unique_by`. Their values are constant expressions; a duration can also be text, such as `"30s"` or `"1h 30m"`.
 ///
 #[cfg_attr(not(doctest), doc = include_str!("task.md"))]
 #[proc_macro_attribute]

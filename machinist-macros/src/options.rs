@@ -13,13 +13,24 @@ use crate::duration;
 /// Options whose value is a duration.
 const DURATIONS: [&str; 4] = ["retry_for", "timeout", "soft_timeout", "expires_in"];
 /// Options with another value.
-const VALUES: [&str; 7] =
-    ["queue", "requires", "retries", "backoff", "backoff_list", "max_postponements", "priority"];
+const VALUES: [&str; 11] = [
+    "queue",
+    "requires",
+    "retries",
+    "backoff",
+    "backoff_list",
+    "max_postponements",
+    "priority",
+    "limit_key",
+    "limit_cost",
+    "unique",
+    "unique_by",
+];
 /// Option without a value.
 const RETRY_TIMEOUTS: &str = "retry_timeouts";
 /// All that may be written.
 const ALL: &str = "name, def, crate, queue, requires, retries, backoff, backoff_list, retry_for, retry_timeouts, \
-                   max_postponements, timeout, soft_timeout, priority, expires_in";
+                   max_postponements, timeout, soft_timeout, priority, expires_in, limit_key, limit_cost, unique, unique_by";
 
 /// Attributes of a task.
 pub(super) struct TaskAttributes {

@@ -96,7 +96,9 @@ impl Limit {
             "burst" => self.burst = Some(number()?),
             "cost" => self.cost = Some(number()?),
             "max_running" => self.max_running = Some(number()?),
-            "limit_key" => self.key = Some(LimitKey::template(value)?),
+            "limit_key" => {
+                self.key = Some(LimitKey::template(value).map_err(|why| format!("limit_key: {why}"))?);
+            }
             other => {
                 return Err(format!(
                     "{other:?} is no option of a limit; the options are rate, burst, cost, max_running and limit_key"

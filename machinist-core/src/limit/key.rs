@@ -41,11 +41,11 @@ impl LimitKey {
     pub fn template(text: &str) -> Result<Self, String> {
         let wrong = |why: &str| {
             Err(format!(
-                "limit_key {text:?} {why}; write {{0}} for the first argument, {{name}} or {{header:NAME}}"
+                "the key {text:?} {why}; write {{0}} for the first argument, {{name}} or {{header:NAME}}"
             ))
         };
         if text.len() > MAX_TEMPLATE {
-            return Err(format!("limit_key has {} bytes, and the maximum is {MAX_TEMPLATE}", text.len()));
+            return Err(format!("a key has {} bytes, and the maximum is {MAX_TEMPLATE}", text.len()));
         }
         let mut parts = Vec::new();
         let mut rest = text;

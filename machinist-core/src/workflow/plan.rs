@@ -549,5 +549,6 @@ fn template(plan: &StepPlan) -> Result<Step, WorkflowError> {
 /// Makes a step of a signature that is spawned.
 pub(super) fn step_of(parts: &SignatureParts) -> Result<Step, WorkflowError> {
     let plan = StepPlan { signature: parts.clone(), ..StepPlan::new(String::new(), Signature::new("")) };
-    template(&plan)
+    // Its arguments are complete: no step comes before it.
+    Ok(Step { limit_key: parts.key_of_limits(), ..template(&plan)? })
 }

@@ -9,8 +9,11 @@ use std::{
 };
 
 use machinist_core::{
-    App, Backoff, ResultError, Signature, TaskContext, TaskDef, TaskError, Worker, WorkerBuilder,
-    record::FailureKind, worker::TaskOptions,
+    App, Backoff, ResultError, Signature, TaskContext, TaskDef, TaskError, Unique, Worker, WorkerBuilder,
+    limit::{Limit, LimitKey, Rate},
+    record::FailureKind,
+    worker::TaskOptions,
+    workflow::chain,
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 
@@ -120,5 +123,70 @@ async fn a_task_expires_as_its_definition_says() {
     let ended = sent.wait(AGES).await;
     assert!(matches!(ended, Err(ResultError::Failed { kind: FailureKind::Expired, .. })), "{ended:?}");
     kept.wait(AGES).await.unwrap();
+    working.abort();
+}
+
+/// Report of a customer and a year: one for each customer at a time.
+const REPORT: TaskDef<(String, u32), ()> = TaskDef::new("report").unique_by("{0}");
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_allows_one_task_for_each_key() {
+    const REMIND: TaskDef<String, ()> =
+        TaskDef::new("remind").unique(Unique::throttle(Duration::from_secs(3600)));
+    let client = app().await.client();
+    let first = client.send(REPORT.call(("anna", 2025))).await.unwrap();
+    let again = client.send(REPORT.call(("anna", 2026))).await.unwrap();
+    assert!(again.is_duplicate() && again.id() == first.id());
+    assert!(!client.send(REPORT.call(("bert", 2026))).await.unwrap().is_duplicate());
+    assert!(!client.send(REPORT.call(("anna", 2026)).not_unique()).await.unwrap().is_duplicate());
+    let by_year = REPORT.call(("anna", 2026)).unique(Unique::new().by(LimitKey::template("{1}").unwrap()));
+    assert!(!client.send(by_year).await.unwrap().is_duplicate(), "the call goes before the definition");
+    for is_duplicate in [false, true] {
+        assert_eq!(client.send(REMIND.call("anna")).await.unwrap().is_duplicate(), is_duplicate);
+    }
+    tokio::time::sleep(Duration::from_secs(3601)).await;
+    assert!(!client.send(REMIND.call("anna")).await.unwrap().is_duplicate());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_whose_definition_is_unique_says_how_to_send_it() {
+    let client = app().await.client();
+    let refused =
+        client.send(chain(REPORT.call(("anna", 2025))).then(REPORT.call(("anna", 2026)).immutable()));
+    let refused = refused.await.unwrap_err().to_string();
+    assert!(refused.contains("not_unique()"), "{refused}");
+    let report = |year: u32| REPORT.call(("anna", year)).not_unique();
+    client.send(chain(report(2025)).then(report(2026).immutable())).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_template_of_a_definition_is_told_by_its_sender() {
+    const LIMITED: TaskDef<(), ()> = TaskDef::new("limited").limit_key("all");
+    const UNIQUE: TaskDef<(), ()> = TaskDef::new("unique").unique_by("{");
+    let client = app().await.client();
+    for signature in [LIMITED.call(()), UNIQUE.call(())] {
+        let refused = client.send(signature).await.unwrap_err().to_string();
+        assert!(refused.contains("write {0}"), "{refused}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_makes_the_key_and_the_cost_of_its_limits() {
+    const CALL: TaskDef<(String, String), ()> = TaskDef::new("call").limit_key("{1}").limit_cost(5);
+    let app = app().await;
+    let limit =
+        Limit::new().rate(Rate::parse("10/m").unwrap()).burst(10).key(LimitKey::template("{0}").unwrap());
+    let worker = Worker::builder(&app)
+        .task(CALL, |_: String, _: String| std::future::ready(Ok::<_, TaskError>(())))
+        .options("call", TaskOptions::new().limit(limit));
+    let working = tokio::spawn(worker.build().unwrap().run_until(std::future::pending()));
+    let began = tokio::time::Instant::now();
+    // Two calls of a tenant use its burst, whatever their first argument is.
+    for (tenant, least) in [("a", 0), ("a", 0), ("b", 0), ("a", 25)] {
+        let call = app.client().send(CALL.call((format!("{:?}", began.elapsed()), tenant))).await.unwrap();
+        call.wait(AGES).await.unwrap();
+        assert!(began.elapsed() >= Duration::from_secs(least), "{tenant}: {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(least + 20), "{tenant}: {:?}", began.elapsed());
+    }
     working.abort();
 }

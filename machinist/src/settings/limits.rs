@@ -70,10 +70,7 @@ pub(super) fn read_queues(top: &Section<'_>, connectors: &Connectors) -> Result<
 
 /// Reads the shares of the keys of a queue.
 fn read_share(section: &Section<'_>) -> Result<Option<Setting<FairShare>>, SettingsError> {
-    let key = section.get("fair_key", |v| {
-        LimitKey::template(value::string(v, "a key, like \"{0}\"")?)
-            .map_err(|why| why.replace("limit_key", "fair_key"))
-    })?;
+    let key = section.get("fair_key", |v| LimitKey::template(value::string(v, "a key, like \"{0}\"")?))?;
     let rate = section.get("fair_rate", |v| Rate::parse(value::string(v, "a rate, like \"5/s\"")?))?;
     let burst = section.get("fair_burst", |v| {
         let number = value::integer(v, "a number of tasks")?;

@@ -28,7 +28,8 @@ impl FromContext for Tenant {
 #[task(
     crate = machinist_core, name = "image.resize", queue = "images", retries = 3, priority = 5,
     backoff = Backoff::fixed(Duration::from_secs(1)), timeout = "1m 30s", soft_timeout = Duration::from_secs(60),
-    retry_for = "1h", retry_timeouts, expires_in = "1d", max_postponements = 4,
+    retry_for = "1h", retry_timeouts, expires_in = "1d", max_postponements = 4, limit_key = "{0}", limit_cost = 2,
+    unique = machinist_core::Unique::new(), unique_by = "{0}",
 )]
 pub async fn resize(
     path: String,
