@@ -715,7 +715,7 @@ const SCENES: [FlowScene; 18] = [
     scene("chord with a successor: crash", chord_with_successor, 2, &[Crash]).bounded(120_000),
     scene("chord, one worker: revoked, crash", chord_with_successor, 1, &[Revoke, Crash]).bounded(50_000),
     scene("chord: revoked, lost connection", chord, 2, &[Revoke, Drop]).bounded(60_000),
-    scene("chord, one worker: lost join, lost replies", chord, 1, &[LoseJoin, Reply, Reply]).bounded(25_000),
+    scene("chord, one worker: lost join, lost replies", chord, 1, &[LoseJoin, Reply, Reply]),
     scene("chains, one worker: lost join, crash", chord_of_chains, 1, &[LoseJoin, Crash]).bounded(30_000),
 ];
 
