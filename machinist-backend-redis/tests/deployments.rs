@@ -27,7 +27,7 @@ use machinist_core::{
 use machinist_memory::MemoryBroker;
 use tokio::sync::Semaphore;
 
-const BOUND: Duration = Duration::from_secs(60);
+const BOUND: Duration = Duration::from_secs(300);
 
 /// A `redis-server` of this test, stopped when dropped.
 struct Server {
@@ -398,6 +398,7 @@ async fn connect_here(url: &str) -> Result<RedisBackend, BackendError> {
 #[tokio::test]
 async fn a_password_does_not_go_where_sentinels_point() {
     let Some(master) = Server::start(&["--requirepass", "secret"]) else { return };
+    master.ask_as("secret", &["PING"]).await;
     let dir = tempfile::tempdir().unwrap();
     let port = free_port();
     let config = dir.path().join("sentinel.conf");

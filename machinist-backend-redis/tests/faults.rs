@@ -16,7 +16,7 @@ use machinist_core::{
     id::TaskId,
 };
 
-const BOUND: Duration = Duration::from_secs(30);
+const BOUND: Duration = Duration::from_secs(300);
 
 fn write(id: &TaskId) -> Commit {
     Commit {

@@ -36,7 +36,7 @@ async fn allocations(configure: impl FnOnce(AppBuilder) -> AppBuilder) -> u64 {
     let before = dhat::HeapStats::get().total_blocks;
     for _ in 0..TASKS {
         let task = app.client().send(NOTHING.call(())).await.unwrap();
-        task.wait(Duration::from_secs(60)).await.unwrap();
+        task.wait(Duration::from_secs(600)).await.unwrap();
     }
     let after = dhat::HeapStats::get().total_blocks;
     working.abort();

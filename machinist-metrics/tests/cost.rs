@@ -31,7 +31,7 @@ async fn allocations(metrics: Option<Metrics>) -> u64 {
     ready.cancelled().await;
     let run = async || {
         let task = app.client().send(NOTHING.call(())).await.unwrap();
-        task.wait(Duration::from_secs(60)).await.unwrap();
+        task.wait(Duration::from_secs(600)).await.unwrap();
     };
     // The first ones make the series.
     for _ in 0..10 {

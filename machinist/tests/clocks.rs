@@ -23,7 +23,7 @@ use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio::sync::{Mutex as Turn, oneshot};
 
 const HOUR: Duration = Duration::from_secs(3600);
-const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(600);
 const COUNTDOWN: Duration = Duration::from_secs(1);
 
 /// Lock for the host's clock, which belongs to the whole process.

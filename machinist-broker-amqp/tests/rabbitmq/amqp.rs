@@ -22,7 +22,7 @@ use machinist_core::{
 use tokio::net::TcpListener;
 
 /// Maximum time of one step of a test.
-const STEP_TIMEOUT: Duration = Duration::from_secs(60);
+const STEP_TIMEOUT: Duration = Duration::from_secs(600);
 
 fn queue(text: &str) -> QueueName {
     QueueName::parse(text).unwrap()

@@ -10,7 +10,7 @@ use machinist_core::{App, DeadFilter, TaskDef, id::QueueName, record::TaskState}
 use machinist_memory::MemoryBackend;
 
 /// Maximum time of one step of a test.
-const STEP_TIMEOUT: Duration = Duration::from_secs(60);
+const STEP_TIMEOUT: Duration = Duration::from_secs(600);
 /// Number of tasks that are sent.
 const SENT: usize = 3;
 const IDLE: TaskDef<(), ()> = TaskDef::new("idle");

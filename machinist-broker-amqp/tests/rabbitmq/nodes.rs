@@ -13,7 +13,7 @@ use machinist_core::{
 use tokio::net::TcpListener;
 
 /// Maximum time of one step of a test.
-const STEP_TIMEOUT: Duration = Duration::from_secs(60);
+const STEP_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A listener that accepts nothing: connections to it open and are never answered.
 async fn mute() -> (TcpListener, String) {

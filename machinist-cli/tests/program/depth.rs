@@ -23,7 +23,7 @@ fn a_full_queue_is_told_and_a_sender_may_wait_for_room() {
     let doctor = folder.run(&["doctor"]).stdout;
     assert!(doctor.contains("senders are refused (machinist.toml:2)"), "{doctor}");
     let worker = folder.worker(&[]);
-    folder.run(&["send", "ok", "--count", "5", "--wait-for-room", "60s", "--wait=60s"]).ended(0);
+    folder.run(&["send", "ok", "--count", "5", "--wait-for-room", "10m", "--wait=10m"]).ended(0);
     worker.stop();
     let doctor = folder.run(&["doctor"]).stdout;
     assert!(!doctor.contains("senders are refused"), "{doctor}");
@@ -41,7 +41,7 @@ fn a_workflow_waits_for_room_too() {
     folder.run(&["send", "--flow", flow]).ended(0);
     folder.run(&["send", "--flow", flow, "--wait-for-room", "1s"]).ended(75);
     let worker = folder.worker(&[]);
-    folder.run(&["send", "--flow", flow, "--wait-for-room", "60s", "--wait=60s"]).ended(0);
+    folder.run(&["send", "--flow", flow, "--wait-for-room", "10m", "--wait=10m"]).ended(0);
     worker.stop();
 }
 

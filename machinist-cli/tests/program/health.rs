@@ -159,7 +159,7 @@ fn a_silent_broker_is_no_health_until_it_answers_again() {
     silent.broker.pass();
     assert_eq!(health.until("/healthz", 200), [""; 0]);
     health.until("/readyz", 200);
-    silent.folder.run(&["send", "add", "1", "2", "--wait=60s"]).ended(0);
+    silent.folder.run(&["send", "add", "1", "2", "--wait=10m"]).ended(0);
     worker.stop().ended(0);
     drop(silent.runtime);
 }

@@ -11,7 +11,7 @@ fn an_ordinary_stop_logs_no_error() {
     // With the lines of the AMQP library, which the program hides by default.
     folder.set("RUST_LOG", "info");
     let worker = folder.worker(&["--demo"]);
-    folder.run(&["send", "add", "1", "2", "--count", "30", "--wait=60s"]).ended(0);
+    folder.run(&["send", "add", "1", "2", "--count", "30", "--wait=10m"]).ended(0);
     let ran = worker.stop().ended(0).reports(&["stopped"]);
     let stopping = ran.stderr.split_once("stopping").unwrap().1;
     for level in ["ERROR", "WARN"] {

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use xtask::{interrupt::Interrupt, services::Services};
 
-use crate::support::{Folder, eventually};
+use crate::support::{Folder, eventually, eventually_else};
 
 /// RabbitMQ and Redis that end with their test.
 #[derive(Debug)]
@@ -106,8 +106,11 @@ fn tasks_far_longer_than_the_consumer_timeout_run_once() {
     }
     steady.stop().ended(0);
 
-    eventually("it runs again", || (private.runs(&unlucky) == 2).then_some(()));
+    // More often than twice if the machine is so slow that a session is lost.
+    let runs = || private.runs(&unlucky);
+    let missing = || format!("it runs again after {} runs: {}", runs(), folder.status(&unlucky));
+    eventually_else(missing, || (runs() >= 2).then_some(()));
     folder.run(&["status", &unlucky, "--watch"]).ended(0);
-    assert_eq!((private.runs(&unlucky), &folder.status(&unlucky)["attempt"]), (2, &json!(1)));
+    assert_eq!(folder.status(&unlucky)["attempt"], json!(1));
     heir.stop().ended(0);
 }

@@ -95,7 +95,7 @@ fn many_are_sent_and_worked_by_two_workers() {
     let folder = Folder::new();
     let _workers = [folder.worker(&["--demo", "--name", "one"]), folder.worker(&["--demo", "--name", "two"])];
     let all =
-        folder.run(&["send", "add", "2", "3", "--count", "300", "--wait=60s", "--json"]).ended(0).json();
+        folder.run(&["send", "add", "2", "3", "--count", "300", "--wait=10m", "--json"]).ended(0).json();
     let all = all.as_array().unwrap();
     assert_eq!(all.len(), 300);
     assert!(all.iter().all(|task| task["results"] == json!([5])));

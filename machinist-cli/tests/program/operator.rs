@@ -46,7 +46,7 @@ fn a_task_that_nobody_receives_is_told_at_once() {
         .run(&["send", "note", "--queue", "mial", "--wait=10ms"])
         .ended(2)
         .reports(&["no worker consumes queue mial", "did you mean --queue mail?"]);
-    let fine = folder.run(&["send", "note", "--wait=60s"]).ended(0);
+    let fine = folder.run(&["send", "note", "--wait=10m"]).ended(0);
     assert_eq!(fine.stderr, "");
     worker.stop().ended(0);
 }

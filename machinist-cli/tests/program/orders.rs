@@ -114,7 +114,7 @@ fn a_key_without_control_commands_nobody() {
         folder.run(command).ended(77).reports(&["control = false", "may not command"]);
     }
     assert_eq!(worker(&folder, "one").unwrap()["state"], "awake");
-    folder.run(&["send", "mark", "--wait=60s"]).ended(0);
+    folder.run(&["send", "mark", "--wait=10m"]).ended(0);
 }
 
 #[test]

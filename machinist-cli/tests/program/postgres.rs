@@ -31,7 +31,7 @@ fn the_main_job_on_one_postgresql() {
     let watched = folder.run(&["status", &early, "--watch"]).ended(0).stdout;
     assert!(watched.contains("results   5"), "{watched}");
     let all =
-        folder.run(&["send", "add", "2", "3", "--count", "600", "--wait=60s", "--json"]).ended(0).json();
+        folder.run(&["send", "add", "2", "3", "--count", "600", "--wait=10m", "--json"]).ended(0).json();
     assert!(all.as_array().unwrap().iter().all(|task| task["results"] == json!([5])));
 
     let unwanted = folder.send(&["add", "3", "3", "--countdown", "1h"]);

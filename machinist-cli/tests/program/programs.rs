@@ -251,7 +251,7 @@ fn numbers_arrive_as_they_were_typed() {
     let folder = Folder::with("[tasks.show]\ncommand = [\"printf\", \"--\", \"%s\", \"{0}\"]\n");
     let _worker = folder.worker(&["--demo"]);
     for number in ["1.10", "1e10", "12345678901234567890123", "18446744073709551616", "-0", "1.5", "-7"] {
-        let ran = folder.run(&["send", "show", "--wait=60s", "--", number]).ended(0);
+        let ran = folder.run(&["send", "show", "--wait=10m", "--", number]).ended(0);
         assert_eq!(ran.stdout.lines().last(), Some(number));
     }
     // A handler that takes numbers reads them all the same.
@@ -265,7 +265,7 @@ fn few_open_files_mean_few_programs_and_no_failure() {
     let mut worker = folder.start_limited("ulimit -n 64", &["worker", "--concurrency", "64"]);
     worker.stderr.until("tasks run at once instead of 64 (flag --concurrency)");
     worker.stderr.until("is ready");
-    let ran = folder.run(&["send", "nap", "--count", "40", "--wait=60s"]).ended(0);
+    let ran = folder.run(&["send", "nap", "--count", "40", "--wait=10m"]).ended(0);
     assert_eq!(ran.stdout.lines().count(), 40, "{ran:?}");
     folder.start_limited("ulimit -n 34", &["worker"]).end().ended(78).reports(&["too few", "ulimit -n"]);
 }

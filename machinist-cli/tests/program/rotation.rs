@@ -20,7 +20,7 @@ fn reload(folder: &Folder, worker: &mut Running, toml: &str) {
 }
 
 fn send_many(folder: &Folder, config: &str) -> Running {
-    folder.start(&["send", "sleep", "5ms", "--count", "150", "--wait=60s", "--json", "--config", config])
+    folder.start(&["send", "sleep", "5ms", "--count", "150", "--wait=10m", "--json", "--config", config])
 }
 
 fn a_key_is_replaced(folder: &Folder) {
@@ -42,7 +42,7 @@ fn a_key_is_replaced(folder: &Folder) {
         "3s",
         "--count",
         "20",
-        "--wait=60s",
+        "--wait=10m",
         "--json",
         "--config",
         "before.toml",
@@ -69,7 +69,7 @@ fn a_key_is_replaced(folder: &Folder) {
     folder.write("worker.toml", "key_file = \"nowhere.key\"\n");
     workers[0].signal(Signal::SIGHUP);
     workers[0].stderr.until("keys unchanged: ");
-    folder.run(&["send", "add", "1", "--wait=60s", "--config", "after.toml"]).ended(0);
+    folder.run(&["send", "add", "1", "--wait=10m", "--config", "after.toml"]).ended(0);
     // The old key is removed, and is not valid any more.
     folder.write("worker.toml", "key_file = \"new.key\"\n[[keys]]\nid = \"old\"\nstate = \"revoked\"\n");
     for worker in &mut workers {

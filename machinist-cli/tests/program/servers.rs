@@ -48,7 +48,7 @@ fn the_main_job_on_rabbitmq_and_redis() {
     let failed = folder.outcome(&["fail", "--retries", "1", "--backoff", "fixed:10ms"]);
     assert_eq!((&failed["kind"], &failed["attempt"]), (&json!("error"), &json!(2)));
     let all =
-        folder.run(&["send", "add", "2", "3", "--count", "600", "--wait=60s", "--json"]).ended(0).json();
+        folder.run(&["send", "add", "2", "3", "--count", "600", "--wait=10m", "--json"]).ended(0).json();
     assert!(all.as_array().unwrap().iter().all(|task| task["results"] == json!([5])));
     let queues = folder.run(&["queues", "--json"]).ended(0).json();
     assert_eq!((&queues[0]["queue"], &queues[0]["ready"]), (&json!("default"), &json!(0)));

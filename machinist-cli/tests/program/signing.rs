@@ -36,7 +36,7 @@ fn a_shared_broker_asks_for_a_key() {
     let mut worker = folder.start(&["worker", "--demo", "--allow-unsigned"]);
     worker.stderr.until("unsigned tasks are allowed");
     worker.stderr.until("is ready");
-    let sent = folder.run(&["send", "add", "2", "3", "--wait=60s", "--allow-unsigned"]).ended(0);
+    let sent = folder.run(&["send", "add", "2", "3", "--wait=10m", "--allow-unsigned"]).ended(0);
     assert!(sent.stdout.ends_with("\n5\n"), "{sent:?}");
     let id = sent.stdout.lines().next().unwrap().to_owned();
     folder.run(&["status", &id]).ended(0);
@@ -131,7 +131,7 @@ fn the_embedded_file_makes_one_key_whoever_starts_first() {
         let folder = Folder::new();
         let workers = [folder.start(&["worker", "--demo"]), folder.start(&["worker", "--demo"])];
         let senders: Vec<_> =
-            (0..4).map(|n| folder.start(&["send", "add", "1", &n.to_string(), "--wait=60s"])).collect();
+            (0..4).map(|n| folder.start(&["send", "add", "1", &n.to_string(), "--wait=10m"])).collect();
         for (n, sender) in senders.into_iter().enumerate() {
             let sent = sender.end().ended(0).stdout;
             assert!(sent.ends_with(&format!("\n{}\n", n + 1)), "{sent}");
@@ -168,8 +168,8 @@ fn no_output_and_no_log_holds_a_secret() {
     let secrets = secrets(&folder);
     let worker = folder.worker(&["--demo"]);
     for line in [
-        &["send", "add", "1", "--wait=60s"][..],
-        &["send", "fail", "--wait=60s", "--json"],
+        &["send", "add", "1", "--wait=10m"][..],
+        &["send", "fail", "--wait=10m", "--json"],
         &["queues"],
         &["doctor"],
         &["doctor", "--json"],

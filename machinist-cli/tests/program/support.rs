@@ -197,7 +197,7 @@ impl Folder {
 
     /// Sends a task, waits for its end, and returns its outcome.
     pub(crate) fn outcome(&self, arguments: &[&str]) -> Value {
-        let ran = self.run(&[&["send", "--wait=60s", "--json"], arguments].concat());
+        let ran = self.run(&[&["send", "--wait=10m", "--json"], arguments].concat());
         assert!(ran.code <= 1, "{ran:?}");
         ran.json()
     }
@@ -324,13 +324,18 @@ fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
 
 /// Polls until there is an answer.
 #[track_caller]
-pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    eventually_else(|| what.to_owned(), ask)
+}
+
+/// Waits until there is an answer. `what` is asked what is missing if there is none.
+pub(crate) fn eventually_else<T>(what: impl Fn() -> String, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "never: {}", what());
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -52,7 +52,7 @@ fn results_become_arguments_of_the_next_step() {
         "chain.json",
         r#"{"steps": {"b": {"task": "inc", "after": ["a"]}, "a": {"task": "inc", "args": [1]}}}"#,
     );
-    let ran = folder.run(&["send", "--flow", "chain.json", "--wait=60s"]).ended(0);
+    let ran = folder.run(&["send", "--flow", "chain.json", "--wait=10m"]).ended(0);
     let lines: Vec<&str> = ran.stdout.lines().collect();
     assert_eq!((lines.len(), lines[1]), (2, "3"), "{ran:?}");
     assert!(!lines[0].is_empty());
@@ -78,7 +78,7 @@ fn a_group_gives_one_list_in_order() {
     assert_eq!(done["results"][0]["args"], json!([[2, 3, 4]]), "{done}");
     let two = format!("{group}[steps.one]\ntask = \"inc\"\nargs = [8]\n");
     folder.write("two.toml", &two);
-    let ran = folder.run(&["send", "--flow", "two.toml", "--wait=60s"]).ended(0);
+    let ran = folder.run(&["send", "--flow", "two.toml", "--wait=10m"]).ended(0);
     let lines: Vec<&str> = ran.stdout.lines().skip(1).collect();
     assert_eq!(lines, ["many  [2,3,4]", "one  9"]);
     let nothing = ended(
@@ -145,7 +145,7 @@ after = [\"bad\"]
 task = \"note\"
 ";
     folder.write("flow.toml", flow);
-    let ran = folder.run(&["send", "--flow", "flow.toml", "--wait=60s"]).ended(1);
+    let ran = folder.run(&["send", "--flow", "flow.toml", "--wait=10m"]).ended(1);
     assert!(ran.stdout.contains("FAILURE (error, -3): step bad: sh failed with exit code 1"), "{ran:?}");
     assert_eq!(contents(&folder.path().join("noted")), "sh failed with exit code 1: broken");
     let root = ran.stdout.lines().next().unwrap();

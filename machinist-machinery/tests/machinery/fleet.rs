@@ -252,7 +252,7 @@ async fn mixed(rounds: i64, per_round: i64) {
     let client = ours.0.client();
     for (id, value) in ends.iter().rev().take(100) {
         let result = client.result(id.as_str().try_into().unwrap()).typed::<i64>();
-        assert_eq!(result.wait(Duration::from_secs(60)).await.unwrap(), *value, "{id}");
+        assert_eq!(result.wait(Duration::from_secs(600)).await.unwrap(), *value, "{id}");
     }
     let runs = go.ran.lock().unwrap().clone();
     let twice = runs.values().filter(|runs| **runs > 1).count();

@@ -80,7 +80,7 @@ async fn story(end: (ArrowStep, Side)) {
     let app = app.build().await.unwrap();
     let signature = TASK.call(()).retries(1).backoff(Backoff::fixed(Duration::from_millis(10)));
     let sent = app.client().send(signature).await.unwrap();
-    within(Duration::from_secs(30), &format!("the end at {end:?}"), fate.ended.cancelled()).await;
+    within(Duration::from_secs(300), &format!("the end at {end:?}"), fate.ended.cancelled()).await;
     worker.abort();
     drop((first, store));
 

@@ -127,9 +127,10 @@ async fn no_harm_is_done(servers: Servers) {
     let stop = CancellationToken::new();
     let running = tokio::spawn(worker.run_until(stop.clone().cancelled_owned()));
     within(WAIT_TIMEOUT, "the worker", ready.cancelled()).await;
-    // After this first task all connections are open.
+    // After this first task all connections are open, and the first look after the broker needs no more.
     let first = app.client().send(ADD.call((-1, 0))).await.unwrap();
     assert_eq!(first.wait(WAIT_TIMEOUT).await.unwrap(), -1);
+    within(WAIT_TIMEOUT, "upkeep", app.broker().maintain()).await.unwrap();
     let connections = servers.connections();
 
     let mut expected = Vec::new();
