@@ -12,7 +12,7 @@ use machinist_core::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::support::Schema;
+use crate::support::{STEP_TIMEOUT, Schema};
 
 const TASK: TaskDef<(), u32> = TaskDef::new("task");
 /// A task of a process that died is not run again sooner.
@@ -80,7 +80,7 @@ async fn story(end: (ArrowStep, Side)) {
     let app = app.build().await.unwrap();
     let signature = TASK.call(()).retries(1).backoff(Backoff::fixed(Duration::from_millis(10)));
     let sent = app.client().send(signature).await.unwrap();
-    within(Duration::from_secs(300), &format!("the end at {end:?}"), fate.ended.cancelled()).await;
+    within(STEP_TIMEOUT, &format!("the end at {end:?}"), fate.ended.cancelled()).await;
     worker.abort();
     drop((first, store));
 

@@ -18,7 +18,9 @@ use machinist_core::{
 use machinist_postgres::{PostgresOptions, PostgresStore};
 use xtask::services::PostgresServer;
 
-use crate::support::{POSTGRES_URL, Schema, consume, number_of, publish, queue, side_door, try_publish};
+use crate::support::{
+    POSTGRES_URL, STEP_TIMEOUT, Schema, consume, number_of, publish, queue, side_door, try_publish,
+};
 
 /// A server that is killed and comes back loses nothing that was confirmed: messages, settlements, facts. The processes are
 /// not started again.
@@ -64,7 +66,7 @@ async fn a_server_that_is_killed_twice_under_load_loses_nothing() {
     let mut came = BTreeSet::new();
     for kill in 0..2 {
         while came.len() < 200 * (kill + 1) {
-            let delivery = within(Duration::from_secs(300), "a message", consumer.next()).await.unwrap();
+            let delivery = within(STEP_TIMEOUT, "a message", consumer.next()).await.unwrap();
             if delivery.receipt.settle(Settle::Ack).await == Settled::Done {
                 came.insert(number_of(&delivery.message));
             }
@@ -78,14 +80,14 @@ async fn a_server_that_is_killed_twice_under_load_loses_nothing() {
         .unwrap();
         let id = TaskId::fresh();
         let commit = Commit { facts: vec![("name".into(), "add".into())], ..Commit::new(&id) };
-        let written = eventually(Duration::from_secs(300), async || {
+        let written = eventually(STEP_TIMEOUT, async || {
             let answers = backend.commit(vec![commit.clone().into()]).await;
             matches!(answers[..], [Ok(Committed::Done { .. })])
         });
         assert!(written.await, "no commit after a restart");
     }
     over.store(true, Ordering::SeqCst);
-    let count = within(Duration::from_secs(300), "the publisher", publisher).await.unwrap();
+    let count = within(STEP_TIMEOUT, "the publisher", publisher).await.unwrap();
     let all = async {
         while came.len() < count {
             let delivery = consumer.next().await.unwrap();
@@ -97,7 +99,7 @@ async fn a_server_that_is_killed_twice_under_load_loses_nothing() {
     within(Duration::from_secs(60), "every confirmed message", all).await;
     // Settlements that were on their way reach the server, too.
     let url = server.url();
-    let empty = eventually(Duration::from_secs(300), async || {
+    let empty = eventually(STEP_TIMEOUT, async || {
         let row =
             side_door(&url).await.query_one("SELECT count(*) FROM machinist.messages", &[]).await.unwrap();
         row.get::<_, i64>(0) == 0
@@ -121,7 +123,7 @@ async fn a_lease_that_is_over_gives_its_messages_to_others() {
     let mut consumer = consume(&other, &queue, 10).await;
     let mut came = BTreeSet::new();
     while came.len() < 3 {
-        let delivery = within(Duration::from_secs(300), "a message", consumer.next()).await.unwrap();
+        let delivery = within(STEP_TIMEOUT, "a message", consumer.next()).await.unwrap();
         assert!(delivery.redelivered);
         came.insert(number_of(&delivery.message));
         assert_eq!(delivery.receipt.settle(Settle::Ack).await, Settled::Done);
@@ -150,7 +152,7 @@ async fn a_claim_whose_answer_was_lost_is_found() {
              SELECT 0, max(id), 1, 0, false, false, 'work', '7' FROM {s}.holders",
         )
         .await;
-    let delivery = within(Duration::from_secs(300), "the message", consumer.next()).await.unwrap();
+    let delivery = within(STEP_TIMEOUT, "the message", consumer.next()).await.unwrap();
     assert_eq!((number_of(&delivery.message), delivery.redelivered), (7, true));
     delivery.receipt.settle(Settle::Ack).await;
     schema.drop().await;
@@ -168,7 +170,7 @@ async fn a_cut_connection_keeps_what_is_held() {
     let held = consumer.next().await.unwrap();
     proxy.cut();
     assert_eq!(held.receipt.settle(Settle::Ack).await, Settled::Done);
-    let next = within(Duration::from_secs(300), "the next message", consumer.next()).await.unwrap();
+    let next = within(STEP_TIMEOUT, "the next message", consumer.next()).await.unwrap();
     assert_eq!((number_of(&next.message), next.redelivered), (1, false));
     assert_eq!(next.receipt.settle(Settle::Ack).await, Settled::Done);
     assert_eq!(consumer.health().disconnects(), 0);

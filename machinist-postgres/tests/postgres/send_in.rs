@@ -10,7 +10,7 @@ use machinist::{
 };
 use machinist_conformance::{eventually, within};
 
-use crate::support::{Schema, side_door};
+use crate::support::{STEP_TIMEOUT, Schema, side_door};
 
 const DOUBLE: TaskDef<(i64,), i64> = TaskDef::new("double");
 
@@ -51,7 +51,7 @@ async fn a_committed_send_is_delivered_and_one_that_is_rolled_back_never_was() {
     let early = schema.count("SELECT count(*) FROM {s}.messages").await;
     assert_eq!(early, 0, "nobody sees it before the commit");
     tx.commit().await.unwrap();
-    let outcome = within(Duration::from_secs(300), "the result", sent.wait(Duration::from_secs(300))).await;
+    let outcome = within(STEP_TIMEOUT, "the result", sent.wait(STEP_TIMEOUT)).await;
     assert_eq!(outcome.unwrap(), 4);
 
     let ghosts = format!("SELECT count(*) FROM {{s}}.records WHERE name = '{}'", ghost.id());
@@ -75,7 +75,7 @@ async fn an_application_that_ends_before_the_commit_has_sent_nothing() {
     assert!(schema.count(open).await > 0, "the transaction has written");
     proxy.cut();
     drop(tx);
-    let ended = eventually(Duration::from_secs(300), async || schema.count(open).await == 0).await;
+    let ended = eventually(STEP_TIMEOUT, async || schema.count(open).await == 0).await;
     assert!(ended, "the server has not noticed");
     assert_eq!(schema.count("SELECT count(*) FROM {s}.messages").await, 0);
     assert_eq!(schema.count("SELECT count(*) FROM {s}.records WHERE kind = 'task'").await, 0);

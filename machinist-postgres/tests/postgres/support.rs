@@ -12,6 +12,9 @@ use machinist_postgres::{PostgresOptions, PostgresStore, tokio_postgres};
 /// Environment variable with the URL of the server.
 pub(crate) const POSTGRES_URL: &str = "MACHINIST_TEST_POSTGRES_URL";
 
+/// Maximum time of one step of a test: it ends a test that hangs, on a slow machine too.
+pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// A schema that no other test has, on the server of the tests.
 pub(crate) struct Schema {
     pub(crate) url: String,
