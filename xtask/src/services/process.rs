@@ -73,7 +73,7 @@ impl Process {
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        stat(self.pid).is_some_and(|stat| stat.started == self.started && !stat.zombie)
+        stat(self.pid).is_some_and(|stat| stat.started == self.started && stat.runs())
     }
 
     /// Sends a signal to it and to what it started.
@@ -119,7 +119,16 @@ impl Process {
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     zombie: bool,
+    threads: u64,
     started: u64,
+}
+
+impl Stat {
+    /// Whether it still holds its files and ports. A process is a zombie as soon as its first thread has ended, and the
+    /// others, which share its files, may need a moment longer.
+    fn runs(&self) -> bool {
+        !self.zombie || self.threads > 1
+    }
 }
 
 fn stat(pid: i32) -> Option<Stat> {
@@ -131,7 +140,8 @@ fn parse_stat(line: &str) -> Option<Stat> {
     let (_, rest) = line.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
     let zombie = matches!(fields.next()?, "Z" | "X");
-    Some(Stat { zombie, started: fields.nth(18)?.parse().ok()? })
+    let threads = fields.nth(16)?.parse().ok()?;
+    Some(Stat { zombie, threads, started: fields.nth(1)?.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -141,7 +151,20 @@ mod tests {
     #[test]
     fn the_start_time_is_the_22nd_field_whatever_the_name() {
         let line = "42 (a) b (c) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 10 11";
-        assert_eq!(parse_stat(line), Some(Stat { zombie: false, started: 987_654 }));
+        assert_eq!(parse_stat(line), Some(Stat { zombie: false, threads: 1, started: 987_654 }));
+    }
+
+    #[test]
+    fn a_zombie_whose_threads_still_end_keeps_its_port() {
+        let line = |state: char, threads: u32| {
+            parse_stat(&format!(
+                "42 (redis-server) {state} 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 {threads} 0 987654 10 11"
+            ))
+            .unwrap()
+        };
+        assert!(line('S', 1).runs());
+        assert!(line('Z', 4).runs());
+        assert!(!line('Z', 1).runs());
     }
 
     #[test]
