@@ -19,6 +19,7 @@ mod chaos;
 mod ci;
 mod command;
 mod deny;
+mod features;
 pub mod interrupt;
 mod msrv;
 mod nightly;
