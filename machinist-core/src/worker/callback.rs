@@ -91,12 +91,8 @@ impl WorkerContext {
 
     /// Returns the members that have joined, verified and decrypted.
     async fn members(&self, awaited: &Awaited<'_>) -> Result<BTreeMap<u32, EndedMember>, Settlement> {
-        let facts = match self.calls.read_record(&awaited.record).await {
-            Ok(facts) => facts,
-            // As if it were lost: the records of the members say the same.
-            Err(Unanswered::BadRecord) => Facts::new(),
-            Err(unanswered) => return Err(unanswered.into()),
-        };
+        // The records of the members say the same.
+        let facts = self.calls.read_other(&awaited.record).await?;
         let trust = &self.app.0.trust;
         Ok(ended_members(&facts, |index, fact| match trust.check_member(&awaited.record, index, fact) {
             Ok(member) => self.ended(&member.id, member.end.into()),
@@ -167,8 +163,8 @@ impl WorkerContext {
         let mut id = slot.id.clone();
         // Each task has a longer id than the one before, or a hash: this ends.
         while let Some(next) = continued_by_record(&facts) {
-            let root = self.read_other(&spawned_root(&next)).await?;
-            let last = self.read_other(&next).await?;
+            let root = self.calls.read_other(&RecordId::from(&spawned_root(&next))).await?;
+            let last = self.calls.read_other(&RecordId::from(&next)).await?;
             if is_replacement_under_way(&facts, &root, &last) {
                 return Ok(None);
             }
@@ -178,7 +174,7 @@ impl WorkerContext {
             && failure_of(&facts).is_some()
             && let Some(again) = facts.text(name::RETRIED_AS).and_then(|id| TaskId::parse(&id).ok())
         {
-            let repeated = self.read_other(&again).await?;
+            let repeated = self.calls.read_other(&RecordId::from(&again)).await?;
             return Ok((!repeated.is_empty()).then_some((again, repeated)));
         }
         Ok(Some((id, facts)))
@@ -187,20 +183,11 @@ impl WorkerContext {
     /// Returns `true` unless a member may not have been published yet.
     async fn was_published(&self, awaited: &Awaited<'_>, slot: &MemberSlot<'_>) -> Result<bool, Settlement> {
         for id in slot.publishers(&awaited.place) {
-            if let Some(published) = has_published(&self.read_other(&id).await?) {
+            if let Some(published) = has_published(&self.calls.read_other(&RecordId::from(&id)).await?) {
                 return Ok(published);
             }
         }
         Ok(true)
-    }
-
-    /// Reads the record of another task. What a record that cannot be used has held is lost; the task that waits is not to
-    /// blame for it.
-    async fn read_other(&self, id: &TaskId) -> Result<Facts, Unanswered> {
-        match self.calls.read(id).await {
-            Err(Unanswered::BadRecord) => Ok(Facts::new()),
-            answer => answer,
-        }
     }
 
     /// Ends a task to which its join gives too much.
@@ -307,12 +294,7 @@ impl WorkerContext {
 
     /// Reads the mark of a workflow: `true` if it was revoked.
     pub(super) async fn read_mark(&self, root: &TaskId) -> Result<bool, Unanswered> {
-        let revoked = match self.calls.read_record(&revoked_root(root)).await {
-            Ok(facts) => facts.has(name::REVOKED),
-            // Somebody wrote there: nobody has revoked the workflow.
-            Err(Unanswered::BadRecord) => false,
-            Err(unanswered) => return Err(unanswered),
-        };
+        let revoked = self.calls.read_other(&revoked_root(root)).await?.has(name::REVOKED);
         self.revoked_roots.learn(root, revoked);
         Ok(revoked)
     }

@@ -541,11 +541,7 @@ impl WorkerContext {
     /// itself.
     async fn release_callback(&self, waiting: &StepPlace) -> Result<(), Unpublished> {
         let id = waiting.id();
-        let facts = match self.calls.read(&id).await {
-            Ok(facts) => facts,
-            Err(Unanswered::BadRecord) => return Ok(()),
-            Err(unanswered) => return Err(unanswered.into()),
-        };
+        let facts = self.calls.read_other(&RecordId::from(&id)).await?;
         let Some(generation) = waiting_callback(&facts) else { return Ok(()) };
         // As of its sending: it was fresh then, and its guard is signed again each time.
         let sent = facts.read(name::SENT).unwrap_or_else(|| self.now());
