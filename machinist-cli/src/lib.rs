@@ -34,7 +34,6 @@ mod commands;
 mod demo;
 mod exit;
 mod first_process;
-mod flow_file;
 mod health;
 mod input;
 mod metrics;

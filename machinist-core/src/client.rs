@@ -12,7 +12,6 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 
 use crate::{
-    affinity::completed,
     app::App,
     args::Results,
     backend::{Commit, Expiry, Index, IndexUpdate},
@@ -471,7 +470,8 @@ impl Client {
     }
 
     /// Checks the steps of a workflow, and gives a queue to those that name none.
-    fn check_flow(&self, id: &TaskId, flow: &mut Flow) -> Result<(), SendError> {
+    /// Checks the steps of a workflow, and completes their queues.
+    pub(crate) fn check_flow(&self, id: &TaskId, flow: &mut Flow) -> Result<(), SendError> {
         let invalid = |why: String| SendError::Invalid(format!("workflow {id}: {why}"));
         if id.as_str().len() > MAX_ROOT_ID {
             return Err(invalid(format!(
@@ -480,22 +480,15 @@ impl Client {
             )));
         }
         flow.check().map_err(invalid)?;
-        let mut open: Vec<&mut Flow> = vec![flow];
-        while let Some(flow) = open.pop() {
-            let catches = flow.catch.iter_mut().map(|catch| &mut catch.step);
-            for step in flow.steps.iter_mut().chain(catches) {
-                step.queue = completed(&step.queue, self.app.default_queue().as_str());
-                let (task, queue) = (TaskName::parse(&step.task)?, QueueName::parse(&step.queue)?);
-                self.check_names(&task, &queue)?;
-                let refused = |why: String| SendError::Key {
-                    id: id.clone(),
-                    why: format!("step {:?}: {why}", step.name),
-                };
-                self.app.may_publish(&task, &queue).map_err(refused)?;
-                Pairs::of_labels(step.labels.clone())
-                    .map_err(|why| invalid(format!("step {:?}: {why}", step.name)))?;
-                open.push(&mut step.flow);
-            }
+        flow.fill_queues(self.app.default_queue().as_str());
+        for step in flow.all_steps() {
+            let (task, queue) = (TaskName::parse(&step.task)?, QueueName::parse(&step.queue)?);
+            self.check_names(&task, &queue)?;
+            let refused =
+                |why: String| SendError::Key { id: id.clone(), why: format!("step {:?}: {why}", step.name) };
+            self.app.may_publish(&task, &queue).map_err(refused)?;
+            Pairs::of_labels(step.labels.clone())
+                .map_err(|why| invalid(format!("step {:?}: {why}", step.name)))?;
         }
         Ok(())
     }

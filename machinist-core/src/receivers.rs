@@ -6,6 +6,7 @@ use crate::{
     affinity::TagQueue,
     backend::BackendError,
     broker::BrokerError,
+    builtin::WORKFLOW_TASK,
     client::Client,
     fleet::{WorkerFilter, WorkerInfo},
     id::{QueueName, TaskName},
@@ -87,7 +88,9 @@ fn consumes(worker: &WorkerInfo, queue: &QueueName) -> bool {
 fn lack(queue: &QueueName, task: &TaskName, workers: &[WorkerInfo]) -> Option<NoReceiver> {
     let live: Vec<_> = workers.iter().filter(|worker| worker.state != PresenceState::Draining).collect();
     let knows = |worker: &&&WorkerInfo| {
-        worker.tasks.len() >= MAX_DESCRIBED_TASKS || worker.tasks.iter().any(|name| name == task.as_str())
+        task.as_str() == WORKFLOW_TASK
+            || worker.tasks.len() >= MAX_DESCRIBED_TASKS
+            || worker.tasks.iter().any(|name| name == task.as_str())
     };
     let consumers: Vec<_> = live.iter().filter(|worker| consumes(worker, queue)).collect();
     let task_is_in = || live.iter().filter(knows).flat_map(|worker| worker.queues.iter().cloned()).collect();

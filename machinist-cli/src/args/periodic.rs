@@ -1,8 +1,8 @@
 //! Syntax of `machinist periodic`.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueHint};
 use machinist::{
     clock::Timestamp,
     periodic::{Misfire, Overlap},
@@ -57,11 +57,14 @@ pub(crate) struct PeriodicAddArgs {
     #[arg(value_name = "NAME")]
     pub(crate) periodic: String,
     /// Name of the task
-    #[arg(value_name = "TASK")]
-    pub(crate) task: String,
+    #[arg(value_name = "TASK", required_unless_present = "flow")]
+    pub(crate) task: Option<String>,
     /// Arguments, in order
     #[arg(value_name = "ARG", allow_negative_numbers = true)]
     pub(crate) args: Vec<String>,
+    /// Send the workflow that this file describes: TOML, or JSON by its suffix; - reads JSON from standard input
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) flow: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) when: ScheduleArgs,
     /// Time zone of the cron expression, like Europe/Berlin [default: UTC]

@@ -8,7 +8,7 @@ use machinist::{
     view::{PeriodicDetailsView, PeriodicView},
 };
 
-use super::{connect, connect_reader, receivers, send};
+use super::{connect, connect_reader, receivers, send, send_flow};
 use crate::{
     args::{ExpiryArg, PeriodicAddArgs, PeriodicCommand},
     exit::{CliError, Code},
@@ -93,13 +93,27 @@ fn definition(args: &PeriodicAddArgs, settings: &Settings) -> Result<Periodic, C
         Some(zone) => schedule.and_then(|schedule| schedule.time_zone(zone)),
         None => schedule,
     };
-    let mut signature = Signature::new(&args.task);
-    for text in &args.args {
-        signature = signature.arg(input::value(text).map_err(usage)?);
-    }
-    let signature = send::with_options(signature, &args.options, settings)?;
     let schedule = schedule.map_err(PeriodicError::from)?;
-    let mut periodic = Periodic::new(&args.periodic, schedule, signature)?;
+    let mut periodic = match (&args.flow, &args.task) {
+        (Some(file), task) => {
+            send_flow::refuse_task(task.as_deref())?;
+            send_flow::refuse_options(&args.options, [])?;
+            let mut workflow = send_flow::read_file(file, settings)?;
+            if let Some(ExpiryArg::In(time)) = args.options.expires {
+                workflow = workflow.expires_in(time);
+            }
+            Periodic::new(&args.periodic, schedule, workflow)?
+        }
+        (None, task) => {
+            // The parser requires one of the two.
+            let mut signature = Signature::new(task.as_deref().unwrap_or_default());
+            for text in &args.args {
+                signature = signature.arg(input::value(text).map_err(usage)?);
+            }
+            let signature = send::with_options(signature, &args.options, settings)?;
+            Periodic::new(&args.periodic, schedule, signature)?
+        }
+    };
     if let Some(misfire) = args.misfire {
         periodic = periodic.misfire(misfire);
     }

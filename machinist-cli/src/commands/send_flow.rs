@@ -2,15 +2,20 @@
 
 use std::path::Path;
 
-use machinist::{ResultError, TaskId, Workflow, settings::Settings, view::WorkflowView};
+use machinist::{
+    ResultError, TaskId, Workflow,
+    flow_file::{self, FlowFileError},
+    settings::Settings,
+    view::WorkflowView,
+};
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{connect, workflow};
 use crate::{
-    args::{ExpiryArg, SendArgs},
-    exit::{CliError, Code},
-    flow_file, output,
+    args::{ExpiryArg, SendArgs, SendOptions},
+    exit::{CliError, Code, chain},
+    output,
     workflow_view::WorkflowText,
 };
 
@@ -26,9 +31,10 @@ pub(super) async fn run(
     settings: &Settings,
     json: bool,
 ) -> Result<Code, CliError> {
-    refuse_what_does_not_fit(&args)?;
+    refuse_task(args.name.as_deref())?;
+    refuse_options(&args.options, [("--count", args.count > 1)])?;
     // Before any connection, so that a wrong file is reported at once.
-    let workflow = with_options(flow_file::read(file, settings)?, &args)?;
+    let workflow = with_options(read_file(file, settings)?, &args)?;
     let root = workflow.id().clone();
     let name = workflow.shown_name().map(str::to_owned);
     let app = connect(settings).await?;
@@ -97,31 +103,55 @@ async fn show_outcome(
     Ok(Code::of(view.state))
 }
 
-/// Refuses options of a single task.
-fn refuse_what_does_not_fit(args: &SendArgs) -> Result<(), CliError> {
-    if let Some(name) = &args.name {
+/// Reads a workflow from a file; `-` is JSON on standard input.
+pub(super) fn read_file(path: &Path, settings: &Settings) -> Result<Workflow, CliError> {
+    let read = if path == Path::new("-") {
+        flow_file::read_json(std::io::stdin().lock(), "standard input", &settings.tasks)
+    } else {
+        flow_file::read(path, &settings.tasks)
+    };
+    read.map_err(|error| {
+        let (option, remedy) = match &error {
+            FlowFileError::Unreadable { .. } => {
+                ("--flow: ", "it takes a TOML or JSON file, or - for JSON on standard input")
+            }
+            _ => ("", "nothing was sent; docs/workflows.md describes the file"),
+        };
+        CliError::new(Code::Usage, format!("{option}{}", chain(&error))).remedy(remedy)
+    })
+}
+
+/// Refuses a task beside a workflow.
+pub(super) fn refuse_task(name: Option<&str>) -> Result<(), CliError> {
+    name.map_or(Ok(()), |name| {
         let text = format!("task {name:?} does not go with --flow, which sends the tasks of a file");
-        return Err(CliError::new(Code::Usage, text).remedy("leave it out, or leave --flow out"));
-    }
+        Err(CliError::new(Code::Usage, text).remedy("leave it out, or leave --flow out"))
+    })
+}
+
+/// Refuses options of a single task.
+pub(super) fn refuse_options<const N: usize>(
+    options: &SendOptions,
+    others: [(&'static str, bool); N],
+) -> Result<(), CliError> {
     let given = [
-        ("--arg", !args.options.named.is_empty()),
-        ("--queue", args.options.queue.is_some()),
-        ("--requires", !args.options.requires.is_empty()),
-        ("--retries", args.options.retries.is_some()),
-        ("--backoff", args.options.backoff.is_some()),
-        ("--timeout", args.options.timeout.is_some()),
-        ("--soft-timeout", args.options.soft_timeout.is_some()),
-        ("--retry-for", args.options.retry_for.is_some()),
-        ("--retry-timeouts", args.options.retry_timeouts),
-        ("--label", !args.options.labels.is_empty()),
-        ("--priority", args.options.priority.is_some()),
-        ("--limit-key", args.options.limit_key.is_some()),
-        ("--fair-key", args.options.fair_key.is_some()),
-        ("--limit-cost", args.options.limit_cost.is_some()),
-        ("--require-worker", args.options.require_worker),
-        ("--count", args.count > 1),
+        ("--arg", !options.named.is_empty()),
+        ("--queue", options.queue.is_some()),
+        ("--requires", !options.requires.is_empty()),
+        ("--retries", options.retries.is_some()),
+        ("--backoff", options.backoff.is_some()),
+        ("--timeout", options.timeout.is_some()),
+        ("--soft-timeout", options.soft_timeout.is_some()),
+        ("--retry-for", options.retry_for.is_some()),
+        ("--retry-timeouts", options.retry_timeouts),
+        ("--label", !options.labels.is_empty()),
+        ("--priority", options.priority.is_some()),
+        ("--limit-key", options.limit_key.is_some()),
+        ("--fair-key", options.fair_key.is_some()),
+        ("--limit-cost", options.limit_cost.is_some()),
+        ("--require-worker", options.require_worker),
     ];
-    let misfit = given.into_iter().find(|(_, given)| *given).map(|(option, _)| option);
+    let misfit = given.into_iter().chain(others).find(|(_, given)| *given).map(|(option, _)| option);
     misfit.map_or(Ok(()), |option| {
         Err(CliError::new(Code::Usage, format!("{option} is about one task and does not go with --flow"))
             .remedy("write it under [steps.NAME] in the file"))

@@ -146,6 +146,53 @@ fn a_killed_worker_is_followed_on_rabbitmq_and_redis() {
     }
 }
 
+const FLOW: &str = r#"
+name = "night"
+[steps.first]
+task = "tick"
+[steps.last]
+task = "tick"
+after = ["first"]
+immutable = true
+"#;
+
+fn a_workflow_ticks(folder: &Folder) {
+    folder.write("flow.toml", FLOW);
+    folder.write(
+        "machinist.toml",
+        "[tasks.tick]\ncommand = [\"true\"]\n[periodic.nightly]\nflow = \"flow.toml\"\ncron = \"0 3 * * *\"\n",
+    );
+    let worker = folder.worker(&[]);
+    let add = ["periodic", "add", "beat", "--every", "1s", "--overlap", "skip", "--flow", "flow.toml"];
+    let added = folder.run(&add).ended(0);
+    assert!(!added.stderr.contains("no worker"), "{}", added.stderr);
+    until(|| {
+        let ticks = page(folder, "beat")["ticks"].as_array().unwrap().clone();
+        ticks.iter().filter(|tick| tick["state"] == "SUCCESS").count() >= 2
+    });
+    let ticks = page(folder, "beat")["ticks"].as_array().unwrap().clone();
+    let ended = ticks.iter().find(|tick| tick["state"] == "SUCCESS").unwrap();
+    let whole = folder.run(&["status", ended["id"].as_str().unwrap(), "--json"]).ended(0).json();
+    assert_eq!((&whole["state"], &whole["workflow_name"]), (&json!("SUCCESS"), &json!("night")), "{whole}");
+    assert_eq!(whole["steps"].as_array().unwrap().len(), 2, "{whole}");
+    until(|| listed(folder, "nightly")["source"] == "file");
+    folder.run(&["periodic", "trigger", "nightly"]).ended(0);
+    until(|| listed(folder, "nightly")["last"]["state"] == "SUCCESS");
+    worker.stop().ended(0);
+}
+
+#[test]
+fn a_workflow_ticks_on_the_embedded_file() {
+    a_workflow_ticks(&Folder::new());
+}
+
+#[test]
+fn a_workflow_ticks_on_rabbitmq_and_redis() {
+    if let Some(folder) = servers("a_workflow_ticks_on_rabbitmq_and_redis") {
+        a_workflow_ticks(&folder);
+    }
+}
+
 #[test]
 fn what_makes_no_sense_is_refused_with_a_remedy() {
     let folder = Folder::new();
@@ -167,6 +214,13 @@ fn what_makes_no_sense_is_refused_with_a_remedy() {
         add(&args).reports(&[option[0], "cannot be given for a periodic task"]);
     }
     add(&["tick"]).reports(&["--cron"]);
+    folder.write("flow.toml", FLOW);
+    let every = ["--every", "1s", "--flow"];
+    add(&[&every[..], &["flow.toml", "tick"]].concat()).reports(&["does not go with --flow"]);
+    add(&[&every[..], &["flow.toml", "--retries", "3"]].concat()).reports(&["--retries", "[steps.NAME]"]);
+    add(&[&every[..], &["gone.toml"]].concat()).reports(&["gone.toml cannot be read"]);
+    folder.write("flow.toml", &FLOW.replace("first\"]", "frist\"]"));
+    add(&[&every[..], &["flow.toml"]].concat()).reports(&["flow.toml:7:10", "did you mean \"first\"?"]);
     folder.run(&["periodic", "add", "a/b", "--every", "1s", "tick"]).ended(64).reports(&["letters, digits"]);
     let unknown = "no worker consumes queue default";
     folder.run(&["periodic", "add", "nightly", "--cron", "@daily", "tick"]).ended(0).reports(&[unknown]);

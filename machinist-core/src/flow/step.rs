@@ -277,12 +277,8 @@ impl Step {
 
     /// Gives a queue to the step and to all steps that follow it, unless they name one.
     pub(crate) fn fill_queue(&mut self, default: &str) {
-        let mut open = vec![self];
-        while let Some(step) = open.pop() {
-            step.queue = completed(&step.queue, default);
-            open.extend(&mut step.flow.steps);
-            open.extend(step.flow.catch.iter_mut().map(|catch| &mut catch.step));
-        }
+        self.queue = completed(&self.queue, default);
+        self.flow.fill_queues(default);
     }
 
     pub(crate) fn countdown(&self) -> Option<Duration> {
@@ -331,6 +327,33 @@ impl Flow {
         Self { catch: self.catch.clone(), replaces, ..Self::default() }
     }
 
+    /// Gives a queue to all steps, unless they name one.
+    pub(crate) fn fill_queues(&mut self, default: &str) {
+        let mut open = vec![self];
+        while let Some(flow) = open.pop() {
+            for step in flow.steps.iter_mut().chain(flow.catch.iter_mut().map(|catch| &mut catch.step)) {
+                step.queue = completed(&step.queue, default);
+                open.push(&mut step.flow);
+            }
+        }
+    }
+
+    /// Returns all steps: those of inner scopes, and error callbacks too.
+    pub(crate) fn all_steps(&self) -> Vec<&Step> {
+        let mut all: Vec<&Step> = self.direct_steps().collect();
+        let mut seen = 0;
+        while let Some(step) = all.get(seen).copied() {
+            all.extend(step.flow.direct_steps());
+            seen += 1;
+        }
+        all
+    }
+
+    /// Returns the steps of this scope, and the error callbacks of its task.
+    fn direct_steps(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().chain(self.catch.iter().map(|catch| &catch.step))
+    }
+
     /// Checks what a stranger may have written: the number of steps and members, the depth of scopes.
     ///
     /// # Errors
@@ -349,7 +372,7 @@ impl Flow {
                 return Err(format!("more than {MAX_SCOPES} groups are inside each other"));
             }
             open.extend(flow.replaces.as_deref().map(|replaced| (&replaced.flow, scopes)));
-            for step in flow.steps.iter().chain(flow.catch.iter().map(|catch| &catch.step)) {
+            for step in flow.direct_steps() {
                 if step.count() > MAX_MEMBERS {
                     return Err(format!(
                         "step {:?} has {} members, and the maximum is {MAX_MEMBERS}: let a task send the members",

@@ -16,6 +16,7 @@ use crate::{
     clock::Timestamp,
     record::Facts,
     signature::SignatureParts,
+    workflow::SendableParts,
 };
 
 /// Number of times that a change is tried while others change the same record.
@@ -44,9 +45,13 @@ impl Client {
         let outline = periodic.outline(&self.app)?;
         // A tick that could not be sent is refused now.
         let queue = Some(outline.queue.to_string());
-        let trial = SignatureParts { id: tick_id(name, now), queue, ..periodic.parts.clone() };
-        self.prepare(trial.into())?;
-        let call = TickCall::of(&periodic.parts);
+        let mut parts = SignatureParts { id: tick_id(name, now), queue, ..periodic.parts.clone() };
+        if let Some(flow) = &mut parts.flow {
+            // The default queue of a worker may be another.
+            self.check_flow(&parts.id, flow)?;
+        }
+        let call = TickCall::of(&parts, periodic.outlined.as_ref());
+        self.prepare(SendableParts { outline: periodic.outlined.clone(), ..SendableParts::from(parts) })?;
         self.change(name, Unbelieved::Replace, |facts, before| {
             if let Some(own) = attended(facts, before.as_ref(), now) {
                 return Err(owned(name, &own));

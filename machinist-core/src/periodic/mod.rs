@@ -36,17 +36,19 @@ pub(crate) use due::Plan;
 pub(crate) use order::{
     Cursor, Own, PeriodicOrder, PeriodicOutline, Swap, fact, name, periodic_record, wake_record,
 };
-pub(crate) use sealing::trusted_order;
+pub(crate) use sealing::{check_steps, trusted_order};
 pub(crate) use tick::tick_id;
 
 use crate::{
     app::App,
     clock::Timestamp,
+    flow::Outline,
     id::TaskName,
-    signature::{Signature, SignatureParts, When},
+    signature::{SignatureParts, When},
+    workflow::{Sendable, SendableParts},
 };
 
-/// Definition of a periodic task: a name, a schedule, and the signature that is sent at each tick.
+/// Definition of a periodic task: a name, a schedule, and the signature or the workflow that is sent at each tick.
 ///
 /// # Examples
 /// ```
@@ -64,33 +66,31 @@ use crate::{
 pub struct Periodic {
     pub(crate) plan: Plan,
     pub(crate) parts: SignatureParts,
+    /// Outline of the workflow, if it is one.
+    pub(crate) outlined: Option<Outline>,
     pub(crate) source: Source,
 }
 
 impl Periodic {
-    /// Creates a definition. Its ticks have ids that follow from its name and their instants.
+    /// Creates a definition of a signature or a workflow. Its ticks have ids that follow from its name and their instants; the
+    /// id of what is given is not used.
     ///
     /// # Errors
-    /// [`PeriodicError::Name`], and [`PeriodicError::Invalid`] for a signature with an ETA, a countdown, or an instant of
-    /// expiry, and for one that is unique or requires a live worker.
-    pub fn new<R>(
+    /// [`PeriodicError::Name`], and [`PeriodicError::Invalid`] for an ETA, a countdown, or an instant of expiry, for a
+    /// signature that is unique or requires a live worker, and for a workflow that cannot be sent.
+    pub fn new<S: Sendable>(
         name: impl Into<String>,
         schedule: Schedule,
-        signature: Signature<R>,
+        what: S,
     ) -> Result<Self, PeriodicError> {
         let name = name.into();
         if let Err(why) = tick::check_name(&name) {
             return Err(PeriodicError::Name { name: name.chars().take(60).collect(), why });
         }
-        let parts = signature.parts;
+        let SendableParts { parts, outline: outlined, .. } = what.into_parts();
         let invalid = |why: &str| PeriodicError::Invalid { name: name.clone(), why: why.to_owned() };
         if let Some(why) = parts.unsendable.as_deref().or_else(|| parts.for_clients_alone()) {
             return Err(invalid(why));
-        }
-        if parts.flow.is_some() {
-            return Err(invalid(
-                "a periodic workflow is not supported; send the workflow from the task of each tick",
-            ));
         }
         if parts.when != When::In(Duration::ZERO) {
             return Err(invalid(
@@ -101,7 +101,7 @@ impl Periodic {
             return Err(invalid("its task expires at an instant; write a time from each tick, like 10m"));
         }
         let plan = Plan { name, schedule, policies: Policies::default() };
-        Ok(Self { plan, parts, source: Source::Code })
+        Ok(Self { plan, parts, outlined, source: Source::Code })
     }
 
     /// Sets the treatment of missed ticks. Default: [`Misfire::Once`].
@@ -158,7 +158,7 @@ impl Periodic {
         &self.plan.schedule
     }
 
-    /// Returns the name of the task that is sent.
+    /// Returns the name of the task that is sent; `machinist.workflow` for a workflow.
     pub fn task_name(&self) -> &str {
         &self.parts.name
     }
@@ -194,6 +194,12 @@ impl Periodic {
             why: error.to_string(),
         };
         let queue = self.parts.queue_name(app.default_queue()).map_err(invalid)?;
+        if self.outlined.is_some() && app.0.rules.profile(&queue).is_some() {
+            let why = format!(
+                "queue {queue} is one of another program, which knows no periodic workflow; take another queue"
+            );
+            return Err(PeriodicError::Invalid { name: self.plan.name.clone(), why });
+        }
         Ok(PeriodicOutline {
             task: TaskName::parse(&self.parts.name).map_err(invalid)?,
             queue,
@@ -206,7 +212,7 @@ impl Periodic {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::unique::Unique;
+    use crate::{signature::Signature, unique::Unique};
 
     #[test]
     fn options_that_only_a_client_honours_are_refused() {

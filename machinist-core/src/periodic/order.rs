@@ -24,6 +24,7 @@ use crate::{
     args::Arg,
     backend::{Commit, Expiry},
     clock::Timestamp,
+    flow::{Flow, Outline},
     id::{QueueName, RecordId, RecordKind, TaskId, TaskName},
     record::{FactName, Facts, json},
     retry::RetryPolicy,
@@ -84,11 +85,16 @@ pub(crate) struct TickCall {
     headers: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     labels: BTreeMap<String, String>,
+    /// Steps of the workflow, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    flow: Option<Box<Flow>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    outline: Option<Outline>,
 }
 
 impl TickCall {
     /// Returns what the ticks of a signature have in common.
-    pub(crate) fn of(parts: &SignatureParts) -> Self {
+    pub(crate) fn of(parts: &SignatureParts, outline: Option<&Outline>) -> Self {
         let expires = match parts.expires {
             Some(When::In(duration)) => Some(duration),
             Some(When::At(_)) | None => None,
@@ -105,12 +111,14 @@ impl TickCall {
             fair_key: parts.fair_key.clone(),
             headers: parts.headers.clone(),
             labels: parts.labels.clone(),
+            flow: parts.flow.clone(),
+            outline: outline.cloned(),
         }
     }
 
-    /// Returns the signature of each tick.
-    pub(crate) fn into_parts(self, task: &TaskName, queue: &QueueName) -> SignatureParts {
-        SignatureParts {
+    /// Returns the signature of each tick, and the outline of its workflow.
+    pub(crate) fn into_parts(self, task: &TaskName, queue: &QueueName) -> (SignatureParts, Option<Outline>) {
+        let parts = SignatureParts {
             id: TaskId::fresh(),
             name: task.to_string(),
             args: self.args,
@@ -124,7 +132,7 @@ impl TickCall {
             priority: self.priority,
             headers: self.headers,
             labels: self.labels,
-            flow: None,
+            flow: self.flow,
             limit_key: self.limit_key,
             limit_template: None,
             limit_cost: self.limit_cost,
@@ -133,7 +141,8 @@ impl TickCall {
             require_worker: false,
             requires: Default::default(),
             unsendable: None,
-        }
+        };
+        (parts, self.outline)
     }
 }
 

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use super::order::{PeriodicDefinition, PeriodicOrder, PeriodicOutline, StoredCall, TickCall};
 use crate::{
     app::App,
+    flow::Flow,
+    id::{QueueName, TaskName},
     record::json,
     security::{Consequence, Statement},
 };
@@ -49,6 +51,21 @@ pub(crate) fn trusted_order(
     let statement = Statement { kind: ORDER, subject: name };
     app.0.trust.check_statement(statement, stored, order.at, consequence)?;
     Ok(order)
+}
+
+/// Checks that the key which signed a believed order may send all steps of its workflow.
+///
+/// # Errors
+/// The step, and the reason against it.
+pub(crate) fn check_steps(app: &App, stored: &Bytes, flow: &Flow) -> Result<(), String> {
+    for step in flow.all_steps() {
+        let in_step = |why: String| format!("step {:?}: {why}", step.name);
+        let task = TaskName::parse(&step.task).map_err(|error| in_step(error.to_string()))?;
+        let queue = QueueName::parse(&step.queue).map_err(|error| in_step(error.to_string()))?;
+        let consequence = Consequence::Call(&task, &queue);
+        app.0.trust.check_consequence(stored, consequence).map_err(in_step)?;
+    }
+    Ok(())
 }
 
 /// Makes a definition of an outline and a call, which is encrypted where the application encrypts.

@@ -15,7 +15,8 @@ use crate::{
     client::Client,
     clock::Timestamp,
     id::{QueueName, RecordId, TaskId, TaskName},
-    record::{Facts, TaskState, fold},
+    record::{Facts, TaskState},
+    workflow_status::WholeState,
 };
 
 /// Number of index entries that are read at once.
@@ -29,9 +30,9 @@ const MAX_UPCOMING: usize = 1000;
 pub struct PeriodicTick {
     /// Instant of the schedule, or of an extra tick.
     pub tick: Timestamp,
-    /// Id of its task.
+    /// Id of its task, or of its workflow's root.
     pub id: TaskId,
-    /// State of its task; `None` if its record has expired.
+    /// State of its task or of its whole workflow; `None` if its record has expired.
     pub state: Option<TaskState>,
 }
 
@@ -179,8 +180,8 @@ impl Client {
             views.iter().flat_map(|view| &view.ticks).map(|tick| (&tick.id).into()).collect();
         let mut records = self.app.backend().read_each(&ids).await?.into_iter();
         for tick in views.iter_mut().flat_map(|view| &mut view.ticks) {
-            let facts = records.next().and_then(Result::ok);
-            tick.state = facts.and_then(|facts| fold(&tick.id, &facts)).map(|record| record.state);
+            let Some(Ok(facts)) = records.next() else { continue };
+            tick.state = self.whole_state(&tick.id, &facts).await?.map(WholeState::state);
         }
         Ok(views)
     }

@@ -126,6 +126,20 @@ impl Trust {
         consequence.check(key)
     }
 
+    /// Checks that the key of a statement which was believed is allowed a further consequence.
+    ///
+    /// # Errors
+    /// The reason against it.
+    pub(crate) fn check_consequence(
+        &self,
+        stored: &Bytes,
+        consequence: Consequence<'_>,
+    ) -> Result<(), String> {
+        let (Some(ring), Some(attestation)) = (self.ring(), Attestation::of(stored)) else { return Ok(()) };
+        let key = ring.trusted(&attestation.key).map_err(|rejected| rejected.to_string())?;
+        consequence.check(key)
+    }
+
     /// Encrypts a text that belongs to a statement, if this application encrypts. Returns the key's name and the result.
     pub(crate) fn encrypt_statement(
         &self,

@@ -10,13 +10,14 @@ use serde::Serialize;
 
 use crate::{
     args::Results,
+    backend::BackendError,
     client::Client,
     clock::Timestamp,
     control::{ControlError, Revoked},
     error::ResultError,
     flow::{Outline, OutlineStep, StepPlace, spawned_root},
     id::{RecordId, TaskId},
-    record::{FailureKind, Record, TaskState, fold, name},
+    record::{Facts, FailureKind, Record, TaskState, fold, name},
 };
 
 /// Number of records that are read at once.
@@ -107,6 +108,21 @@ pub struct StepStatus {
     pub is_last: bool,
 }
 
+/// State of something that was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WholeState {
+    Task(TaskState),
+    Workflow(TaskState),
+}
+
+impl WholeState {
+    pub(crate) fn state(self) -> TaskState {
+        match self {
+            Self::Task(state) | Self::Workflow(state) => state,
+        }
+    }
+}
+
 /// A step with what only the state of the whole depends on.
 struct KnownStep {
     status: StepStatus,
@@ -155,6 +171,23 @@ impl Client {
             steps,
             record,
         }))
+    }
+
+    /// Returns the state of a task with this record; of the whole workflow, if it is the root of one. `None` without a record.
+    pub(crate) async fn whole_state(
+        &self,
+        id: &TaskId,
+        facts: &Facts,
+    ) -> Result<Option<WholeState>, BackendError> {
+        if facts.has(name::OUTLINE) {
+            match self.workflow(id).await {
+                Ok(Some(workflow)) => return Ok(Some(WholeState::Workflow(workflow.state))),
+                Err(ResultError::Backend(error)) => return Err(error),
+                // Gone since, or a result that is not believed.
+                Ok(None) | Err(_) => {}
+            }
+        }
+        Ok(fold(id, facts).map(|record| WholeState::Task(record.state)))
     }
 
     /// Returns the records of a group's members, at most `limit`, from the member `first` on; `None` in the place of a member

@@ -6,16 +6,20 @@ mod node;
 mod step;
 mod tree;
 
-use std::{io::Read, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
-use machinist::{
+use machinist_core::{
     Signature,
-    settings::Settings,
     worker::Tag,
     workflow::{Workflow, WorkflowError},
 };
 
-use crate::exit::{CliError, Code};
+use crate::settings::TaskSettings;
 use node::{check_keys, find, string, table};
 use step::step;
 use tree::Problem;
@@ -24,46 +28,90 @@ use tree::Problem;
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 const FILE_KEYS: [&str; 2] = ["name", "steps"];
 
-/// Reads a workflow from a file: JSON if its name ends in `.json`, else TOML; `-` is JSON on standard input. A step without a
-/// queue gets the one of its task in the settings.
+/// Error of a workflow file. The text names the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FlowFileError {
+    /// The file cannot be read.
+    #[error("{file} cannot be read")]
+    Unreadable {
+        /// The file.
+        file: String,
+        /// The reason.
+        #[source]
+        error: io::Error,
+    },
+    /// The text is no workflow.
+    #[error("{file}:{line}:{column}: {why}")]
+    Invalid {
+        /// The file.
+        file: String,
+        /// Line of the mistake, counted from 1.
+        line: usize,
+        /// Column of the mistake, counted from 1, in characters.
+        column: usize,
+        /// The step, the mistake, and the remedy.
+        why: String,
+    },
+}
+
+/// Reads a workflow from a file: JSON if its name ends in `.json`, else TOML. A step without a queue or tags gets those of its
+/// task in the settings.
 ///
 /// # Errors
-/// The file cannot be read, or is no workflow: the position, the step and the remedy.
-pub(crate) fn read(path: &Path, settings: &Settings) -> Result<Workflow, CliError> {
-    let from_input = path == Path::new("-");
-    let shown = if from_input { "standard input".to_owned() } else { path.display().to_string() };
-    let text = if from_input {
-        bounded(std::io::stdin().lock())
-    } else {
-        std::fs::File::open(path).and_then(bounded)
+/// [`FlowFileError`].
+pub fn read(path: &Path, tasks: &BTreeMap<String, TaskSettings>) -> Result<Workflow, FlowFileError> {
+    let file = path.display().to_string();
+    let is_json = path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("json"));
+    match File::open(path) {
+        Ok(open) => read_text(open, file, is_json, tasks),
+        Err(error) => Err(FlowFileError::Unreadable { file, error }),
+    }
+}
+
+/// Reads a workflow in JSON, from standard input for example. `file` is its name in errors.
+///
+/// # Errors
+/// [`FlowFileError`].
+pub fn read_json(
+    input: impl Read,
+    file: impl Into<String>,
+    tasks: &BTreeMap<String, TaskSettings>,
+) -> Result<Workflow, FlowFileError> {
+    read_text(input, file.into(), true, tasks)
+}
+
+fn read_text(
+    input: impl Read,
+    file: String,
+    is_json: bool,
+    tasks: &BTreeMap<String, TaskSettings>,
+) -> Result<Workflow, FlowFileError> {
+    let text = match bounded(input) {
+        Ok(text) => text,
+        Err(error) => return Err(FlowFileError::Unreadable { file, error }),
     };
-    let text = text.map_err(|error| {
-        CliError::new(Code::Usage, format!("--flow: {shown} cannot be read: {error}"))
-            .remedy("it takes a TOML or JSON file, or - for JSON on standard input")
-    })?;
-    let is_json = from_input || path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("json"));
     let configured = |task: &str| {
         let signature = Signature::new(task);
-        let Some(options) = settings.tasks.get(task) else { return signature };
+        let Some(options) = tasks.get(task) else { return signature };
         let queue = options.queue.iter().map(|queue| queue.value.to_string());
         let signature = queue.fold(signature, Signature::queue);
         signature.requires(options.requires.iter().flat_map(|tags| &tags.value).map(Tag::as_str))
     };
     workflow(&text, is_json, &configured).map_err(|Problem { at, why }| {
         let (line, column) = position(&text, at);
-        CliError::new(Code::Usage, format!("{shown}:{line}:{column}: {why}"))
-            .remedy("nothing was sent; docs/workflows.md describes the file")
+        FlowFileError::Invalid { file, line, column, why }
     })
 }
 
 /// Reads a text that is not too large.
-fn bounded(from: impl Read) -> std::io::Result<String> {
+fn bounded(from: impl Read) -> io::Result<String> {
     let mut text = String::new();
     from.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_FILE_BYTES {
         let why =
             format!("it is larger than {MAX_FILE_BYTES} bytes; let a task send the members of a large group");
-        return Err(std::io::Error::other(why));
+        return Err(io::Error::other(why));
     }
     Ok(text)
 }

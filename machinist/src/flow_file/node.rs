@@ -1,6 +1,6 @@
 //! Values of a workflow file as the types that their keys need, with errors that name the expected type. Pure.
 
-use machinist::nearest;
+use machinist_core::nearest;
 use serde_json::Value;
 
 use super::tree::{Node, Problem, Tree, TreeEntry};

@@ -1,8 +1,7 @@
 //! One step of a workflow file: its task, its members, its options. Pure.
 
-use machinist::{
+use machinist_core::{
     Arg, QueueName, Signature, TaskName,
-    settings::{parse_backoff, parse_duration},
     worker::Tag,
     workflow::{Policy, StepPlan},
 };
@@ -11,6 +10,7 @@ use super::{
     node::{check_keys, find, list, number, parsed, proposal, string, table, truth},
     tree::{Node, Problem, TreeEntry},
 };
+use crate::settings::{parse_backoff, parse_duration};
 
 const STEP_KEYS: [&str; 24] = [
     "task",

@@ -5,17 +5,21 @@ use std::collections::BTreeMap;
 use machinist_core::{
     QueueName, Signature,
     clock::Timestamp,
-    periodic::{Misfire, Overlap, Periodic, Schedule},
+    error::chain_text,
+    periodic::{Misfire, Overlap, Periodic, PeriodicError, Schedule},
     worker::Tag,
+    workflow::Workflow,
 };
 use serde_json::Value;
 use toml::de::DeValue;
 
 use super::{Setting, SettingsError, TaskSettings, section::Section, text, value};
+use crate::flow_file;
 
 /// Keys of a periodic task, under `[periodic.NAME]`.
-const PERIODIC_KEYS: [&str; 23] = [
+const PERIODIC_KEYS: [&str; 24] = [
     "task",
+    "flow",
     "args",
     "named",
     "queue",
@@ -30,6 +34,23 @@ const PERIODIC_KEYS: [&str; 23] = [
     "until",
     "catch_up",
     "expires",
+    "retries",
+    "backoff",
+    "timeout",
+    "soft_timeout",
+    "retry_for",
+    "retry_timeouts",
+    "priority",
+    "labels",
+];
+
+/// Those of them that are about one task, and do not go with a workflow.
+const TASK_KEYS: [&str; 13] = [
+    "task",
+    "args",
+    "named",
+    "queue",
+    "requires",
     "retries",
     "backoff",
     "timeout",
@@ -58,10 +79,15 @@ fn read_periodic(
     section: &Section<'_>,
     tasks: &BTreeMap<String, TaskSettings>,
 ) -> Result<Periodic, SettingsError> {
-    let signature = read_signature(section, tasks)?;
-    let schedule = read_schedule(section)?;
-    let mut periodic = Periodic::new(name, schedule, signature)
-        .map_err(|error| section.error(&format!("is refused: {error}")))?;
+    let refused = |error: PeriodicError| section.error(&format!("is refused: {error}"));
+    let mut periodic = match read_flow(section, tasks)? {
+        Some(workflow) => Periodic::new(name, read_schedule(section)?, workflow),
+        None => {
+            let signature = read_signature(section, tasks)?;
+            Periodic::new(name, read_schedule(section)?, signature)
+        }
+    }
+    .map_err(refused)?;
     if let Some(misfire) =
         section.value("misfire", |v| Misfire::parse(value::string(v, "skip, once or all")?))?
     {
@@ -84,7 +110,7 @@ fn read_periodic(
     if let Some(age) = section.value("catch_up", value::duration)? {
         periodic = periodic.catch_up(age);
     }
-    periodic.check().map_err(|error| section.error(&format!("is refused: {error}")))?;
+    periodic.check().map_err(refused)?;
     Ok(periodic.of_file())
 }
 
@@ -108,6 +134,29 @@ fn read_schedule(section: &Section<'_>) -> Result<Schedule, SettingsError> {
     Ok(in_zone.unwrap_or(schedule))
 }
 
+/// Reads the workflow of `flow`, whose file starts at the folder of this one.
+fn read_flow(
+    section: &Section<'_>,
+    tasks: &BTreeMap<String, TaskSettings>,
+) -> Result<Option<Workflow>, SettingsError> {
+    let workflow = section.value("flow", |v| {
+        let file = section.source.folder().join(value::string(v, "the name of a workflow file")?);
+        flow_file::read(&file, tasks).map_err(|error| chain_text(&error))
+    })?;
+    let Some(workflow) = workflow else { return Ok(None) };
+    if let Some(key) = TASK_KEYS.into_iter().find(|key| section.table.contains_key(*key)) {
+        let why = format!(
+            "has both flow and {key}, which is about one task; write it under [steps.NAME] of the file"
+        );
+        return Err(section.error(&why));
+    }
+    let expires = section.value("expires", value::positive_duration)?;
+    Ok(Some(match expires {
+        Some(time) => workflow.expires_in(time),
+        None => workflow,
+    }))
+}
+
 fn read_signature(
     section: &Section<'_>,
     tasks: &BTreeMap<String, TaskSettings>,
@@ -117,7 +166,7 @@ fn read_signature(
         name => Ok(name.to_owned()),
     })?;
     let Some(task) = task else {
-        return Err(section.error("names no task; write task = \"NAME\""));
+        return Err(section.error("names no task; write task = \"NAME\", or flow = \"FILE\" for a workflow"));
     };
     let mut signature = Signature::new(&task);
     let args = section.value("args", |v| {
@@ -277,6 +326,34 @@ every = "90s"
         assert_eq!(nightly.value.schedule().to_string(), "0 3 * * * (Europe/Berlin)");
         assert_eq!(nightly.value.task_name(), "report");
         assert_eq!(all["beat"].value.schedule().interval(), Some(std::time::Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn a_workflow_is_read_from_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |steps: &str, keys: &str| {
+            std::fs::write(folder.path().join("night.toml"), steps).unwrap();
+            let text = format!("[periodic.night]\nflow = \"night.toml\"\nevery = \"1h\"\n{keys}");
+            let file = file::read(&folder.path().join("machinist.toml"), &text, &Connectors::default());
+            file.map(|file| file.periodic).map_err(|error| error.to_string())
+        };
+        let steps = "[steps.fetch]\ntask = \"fetch\"\n[steps.store]\ntask = \"store\"\nafter = [\"fetch\"]\n";
+        let all = read(steps, "overlap = \"skip\"\nexpires = \"10m\"").unwrap();
+        assert_eq!(all["night"].value.task_name(), "machinist.workflow");
+        for (steps, keys, problem) in [
+            (steps, "retries = 3", "has both flow and retries"),
+            (steps, "task = \"report\"", "has both flow and task"),
+            ("[steps.fetch]\ntask = \"fetch\"\nafter = [\"fech\"]", "", "night.toml:3:10: step \"fetch\""),
+        ] {
+            let error = read(steps, keys).unwrap_err();
+            assert!(error.contains(problem), "{error}");
+            assert!(error.contains("machinist.toml:"), "{error}");
+        }
+        let gone = periodic("[periodic.night]\nflow = \"gone.toml\"\nevery = \"1h\"").unwrap_err();
+        assert!(
+            gone.contains("machinist.toml:2:8: periodic.night.flow: gone.toml cannot be read: "),
+            "{gone}"
+        );
     }
 
     #[test]

@@ -20,8 +20,8 @@ use crate::{
     clock::Timestamp,
     id::RecordId,
     periodic::{
-        Cursor, Own, Periodic, PeriodicOrder, PeriodicOutline, Plan, Swap, fact, name, periodic_record,
-        trusted_order,
+        Cursor, Own, Periodic, PeriodicOrder, PeriodicOutline, Plan, Swap, check_steps, fact, name,
+        periodic_record, trusted_order,
     },
     record::{Facts, json},
     signature::SignatureParts,
@@ -303,7 +303,8 @@ impl Entry {
         let live = self.order.as_ref().filter(|(_, order)| order.live().is_some());
         let from = live.map(|(stored, _)| stored.clone());
         if let Some(active) = self.active.clone().filter(|_| self.active_order == from) {
-            return can_send(worker, &active).map(|()| Some(active));
+            check(worker, from.as_ref(), &active)?;
+            return Ok(Some(active));
         }
         let live = live.and_then(|(_, order)| order.live());
         let active = match (live, &self.own) {
@@ -318,17 +319,21 @@ impl Entry {
                 }
                 let PeriodicOutline { task, queue, schedule, policies } = live.outline.clone();
                 let schedule = schedule.read().map_err(|error| error.to_string())?;
-                let parts = live.open(&worker.app, name)?.into_parts(&task, &queue);
-                Active { plan: Plan { name: name.to_owned(), schedule, policies }, parts, task, queue }
+                let (parts, outline) = live.open(&worker.app, name)?.into_parts(&task, &queue);
+                let plan = Plan { name: name.to_owned(), schedule, policies };
+                Active { plan, parts, outline, task, queue }
             }
             (None, Some((own, outline))) => {
                 let PeriodicOutline { task, queue, .. } = outline.clone();
-                let parts = SignatureParts { queue: Some(queue.to_string()), ..own.parts.clone() };
-                Active { plan: own.plan.clone(), parts, task, queue }
+                let mut parts = SignatureParts { queue: Some(queue.to_string()), ..own.parts.clone() };
+                if let Some(flow) = &mut parts.flow {
+                    flow.fill_queues(worker.app.default_queue().as_str());
+                }
+                Active { plan: own.plan.clone(), parts, outline: own.outlined.clone(), task, queue }
             }
             (None, None) => return Ok(None),
         };
-        can_send(worker, &active)?;
+        check(worker, from.as_ref(), &active)?;
         if self.cursor.is_none() && live.is_some() {
             self.cursor = Some(Cursor::starting(worker.now()));
         }
@@ -364,8 +369,13 @@ impl Entry {
     }
 }
 
-/// Checks that this worker can send the ticks.
-fn can_send(worker: &WorkerContext, active: &Active) -> Result<(), String> {
-    let allowed = worker.app.may_publish(&active.task, &active.queue);
-    allowed.map_err(|why| format!("this worker cannot send it: {why}"))
+/// Checks that this worker can send the ticks, and that who ordered them may.
+fn check(worker: &WorkerContext, order: Option<&Bytes>, active: &Active) -> Result<(), String> {
+    active.check_sendable(worker)?;
+    match (order, &active.parts.flow) {
+        (Some(order), Some(flow)) => {
+            check_steps(&worker.app, order, flow).map_err(|why| format!("its order is not believed: {why}"))
+        }
+        _ => Ok(()),
+    }
 }

@@ -14,10 +14,10 @@ use crate::{
     error::{BoxError, SendError},
     mirror::MirroredTick,
     periodic::{Cursor, Overlap, PeriodicOrder, Swap, name, tick_id},
-    record::{json, name as task_fact},
+    record::json,
     result::AsyncResult,
-    signature::SignatureParts,
     worker::WorkerContext,
+    workflow_status::WholeState,
 };
 use machinist_adapter::error::chain;
 
@@ -128,18 +128,23 @@ impl Ticking<'_> {
         let client = self.worker.app.client();
         let id = tick_id(&self.active.plan.name, *last);
         let facts = client.read(&id).await?;
-        // A task without a record counts as ended.
-        if facts.is_empty() || facts.has(task_fact::END) {
-            return Ok(OverlapStep::Send);
-        }
-        match overlap {
-            Overlap::Skip => Ok(OverlapStep::LeaveOut),
-            Overlap::Queue => Ok(OverlapStep::Wait),
-            Overlap::Allow => Ok(OverlapStep::Send),
-            Overlap::Cancel => match client.revoke(&id).await {
-                Ok(_) | Err(ControlError::Unknown { .. }) => Ok(OverlapStep::Send),
-                Err(error) => Err(error.into()),
+        let whole = match client.whole_state(&id, &facts).await? {
+            Some(whole) if !whole.state().is_final() => whole,
+            // Without a record it counts as ended.
+            _ => return Ok(OverlapStep::Send),
+        };
+        let revoked = match overlap {
+            Overlap::Skip => return Ok(OverlapStep::LeaveOut),
+            Overlap::Queue => return Ok(OverlapStep::Wait),
+            Overlap::Allow => return Ok(OverlapStep::Send),
+            Overlap::Cancel => match whole {
+                WholeState::Workflow(_) => client.revoke_workflow(&id).await.map(drop),
+                WholeState::Task(_) => client.revoke(&id).await.map(drop),
             },
+        };
+        match revoked {
+            Ok(()) | Err(ControlError::Unknown { .. }) => Ok(OverlapStep::Send),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -170,10 +175,8 @@ impl Ticking<'_> {
             return Err(Overtaken.into());
         }
         let client = self.worker.app.client();
-        let prepared = ticks.iter().map(|tick| {
-            let id = tick_id(&self.active.plan.name, *tick);
-            client.prepare(SignatureParts { id, ..self.active.parts.clone() }.into())
-        });
+        let prepared =
+            ticks.iter().map(|tick| client.prepare(self.active.tick(tick_id(&self.active.plan.name, *tick))));
         let sent: Vec<Result<AsyncResult<Results>, SendError>> = client.publish(prepared.collect()).await;
         sent.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(())

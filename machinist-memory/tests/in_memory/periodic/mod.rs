@@ -5,3 +5,4 @@ mod house;
 mod orders;
 mod policies;
 mod trust;
+mod workflows;
