@@ -16,6 +16,7 @@ mod part;
 mod product;
 mod report;
 mod runner;
+mod sessions;
 mod soak;
 mod statistics;
 
@@ -72,6 +73,8 @@ enum Other {
     Delays(delays::Delays),
     /// Measures how long tenants with few tasks wait while another one has a backlog.
     Fairness(fairness::Fairness),
+    /// Counts what the sessions of many workers send to Redis.
+    Sessions(sessions::Sessions),
     /// Counts how often each task asks for memory, in sender and worker.
     Allocations,
     /// Compares the processor time of two versions, in pairs of runs.
@@ -102,6 +105,7 @@ async fn run(cli: Cli) -> Result<()> {
         Some(Other::Compare(compare)) => compare::run(&cli.place, &compare).await,
         Some(Other::Allocations) => allocations::run(&cli.place).await,
         Some(Other::Fairness(fairness)) => fairness::run(&cli.place, fairness).await,
+        Some(Other::Sessions(sessions)) => sessions::run(&cli.place, sessions).await,
         Some(Other::Delays(delays)) => delays::run(&cli.place, delays).await,
         None => runner::run(&cli.place, &cli.cases, cli.rounds, cli.quick).await,
     }

@@ -98,6 +98,11 @@ pub(crate) async fn builder(servers: &Servers, system: System) -> Result<AppBuil
             App::builder(Arc::new(store.broker()), Arc::new(store.backend()))
         }
     };
+    with_keys(builder, system)
+}
+
+/// Gives the keys of the system to an application.
+pub(crate) fn with_keys(builder: AppBuilder, system: System) -> Result<AppBuilder> {
     let keys = keys(system)?;
     Ok(if keys.is_empty() { builder.allow_unsigned() } else { builder.keyring(Keyring::new(keys)?) })
 }

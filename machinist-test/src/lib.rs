@@ -28,7 +28,8 @@
 //! # }
 //! ```
 //!
-//! [`TestApp`] runs tasks to their end, [`run_one`] calls one handler once. `docs/testing.md` is the guide.
+//! [`TestApp`] runs tasks to their end, [`run_one`] calls one handler once. With the feature `servers`, `TestServers` is an
+//! application over RabbitMQ and Redis. `docs/testing.md` is the guide.
 
 mod app;
 mod clock;
@@ -36,6 +37,8 @@ mod crash;
 mod enqueued;
 mod run;
 mod seen;
+#[cfg(feature = "servers")]
+mod servers;
 
 pub use app::TestApp;
 pub use enqueued::{Enqueued, EnqueuedPattern};
@@ -43,6 +46,8 @@ pub use machinist_conformance::arrows::{ArrowStep, Side};
 pub use run::{RunResult, TaskRun, run_one};
 #[doc(hidden)]
 pub use serde_json::json;
+#[cfg(feature = "servers")]
+pub use servers::{TestServers, TestWorker};
 
 /// Asserts that a task waits that fits all options: `name` (with `*` for any text), `args`, `arg`, `queue`, `due`,
 /// `due_within`, `attempt`, `header` and `count`, the methods of [`EnqueuedPattern`].
@@ -68,6 +73,6 @@ macro_rules! refute_enqueued {
 }
 
 /// The examples of `docs/testing.md` are compiled and run.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "servers"))]
 #[doc = include_str!("../../docs/testing.md")]
 struct DocsOfTesting;

@@ -126,7 +126,7 @@ fn a_periodic_task_has_one_schedule_and_the_options_of_send() {
         }
     };
     let given = add("beat --every 1s add 2 -1 --retries 3 --queue q").unwrap();
-    assert_eq!((given.periodic.as_str(), given.task.as_str()), ("beat", "add"));
+    assert_eq!((given.periodic.as_str(), given.task.as_deref()), ("beat", Some("add")));
     assert_eq!((&given.args[..], given.options.retries), (&["2".to_owned(), "-1".to_owned()][..], Some(3)));
     assert!(given.refused.given().is_none());
     for refused in ["--wait", "--wait=1s", "--count 2", "--id x", "--eta x", "--countdown 1s"] {

@@ -180,7 +180,8 @@ impl Client {
         facts: &Facts,
     ) -> Result<Option<WholeState>, BackendError> {
         if facts.has(name::OUTLINE) {
-            match self.workflow(id).await {
+            // On the heap: most are single tasks.
+            match Box::pin(self.workflow(id)).await {
                 Ok(Some(workflow)) => return Ok(Some(WholeState::Workflow(workflow.state))),
                 Err(ResultError::Backend(error)) => return Err(error),
                 // Gone since, or a result that is not believed.

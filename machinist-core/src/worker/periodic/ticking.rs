@@ -138,7 +138,7 @@ impl Ticking<'_> {
             Overlap::Queue => return Ok(OverlapStep::Wait),
             Overlap::Allow => return Ok(OverlapStep::Send),
             Overlap::Cancel => match whole {
-                WholeState::Workflow(_) => client.revoke_workflow(&id).await.map(drop),
+                WholeState::Workflow(_) => Box::pin(client.revoke_workflow(&id)).await.map(drop),
                 WholeState::Task(_) => client.revoke(&id).await.map(drop),
             },
         };
