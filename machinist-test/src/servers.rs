@@ -78,7 +78,8 @@ impl TestServers {
     /// Safe.
     pub async fn with(adjust: impl FnOnce(AppBuilder) -> AppBuilder) -> Option<Self> {
         let (amqp, redis) = (service_url(AMQP_URL)?, service_url(REDIS_URL)?);
-        let namespace = format!("test-{}", TaskId::fresh());
+        // At most 40 characters, of which the id has 36.
+        let namespace = format!("t-{}", TaskId::fresh());
         let options = AmqpOptions { namespace: namespace.clone(), ..AmqpOptions::default() };
         let broker = match AmqpBroker::connect(&amqp, options).await {
             Ok(broker) => broker,
