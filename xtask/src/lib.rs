@@ -19,7 +19,6 @@ mod chaos;
 mod ci;
 mod command;
 mod deny;
-mod features;
 pub mod interrupt;
 mod msrv;
 mod nightly;
