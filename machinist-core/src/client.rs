@@ -470,8 +470,7 @@ impl Client {
     }
 
     /// Checks the steps of a workflow, and gives a queue to those that name none.
-    /// Checks the steps of a workflow, and completes their queues.
-    pub(crate) fn check_flow(&self, id: &TaskId, flow: &mut Flow) -> Result<(), SendError> {
+    fn check_flow(&self, id: &TaskId, flow: &mut Flow) -> Result<(), SendError> {
         let invalid = |why: String| SendError::Invalid(format!("workflow {id}: {why}"));
         if id.as_str().len() > MAX_ROOT_ID {
             return Err(invalid(format!(
@@ -482,7 +481,7 @@ impl Client {
         flow.check().map_err(invalid)?;
         flow.fill_queues(self.app.default_queue().as_str());
         for step in flow.all_steps() {
-            let (task, queue) = (TaskName::parse(&step.task)?, QueueName::parse(&step.queue)?);
+            let (task, queue) = step.target()?;
             self.check_names(&task, &queue)?;
             let refused =
                 |why: String| SendError::Key { id: id.clone(), why: format!("step {:?}: {why}", step.name) };

@@ -9,7 +9,8 @@ use std::{
 use machinist_conformance::arrows::{ArrowStep, Side, Witness, Witnessed, WitnessedRuns};
 use machinist_core::{
     App, AppBuilder, AsyncResult, Client, QueueName, QueuePattern, TaskId, TaskMessage, Worker,
-    WorkerBuilder, backend::Backend, broker::Broker, event::Event, record::Record, workflow::Sendable,
+    WorkerBuilder, backend::Backend, broker::Broker, error::chain_text, event::Event, record::Record,
+    workflow::Sendable,
 };
 use machinist_memory::{HeldMessage, MemoryBackend, MemoryBroker, MessagePlace};
 use tokio::{sync::Notify, time::Instant};
@@ -361,10 +362,10 @@ impl Drop for EndOnDrop {
 }
 
 /// Builds an application of a test.
-async fn built(builder: AppBuilder) -> App {
+pub(crate) async fn built(builder: AppBuilder) -> App {
     match builder.build().await {
         Ok(app) => app,
-        Err(error) => panic!("the application cannot be built: {error}"),
+        Err(error) => panic!("the application cannot be built: {}", chain_text(&error)),
     }
 }
 

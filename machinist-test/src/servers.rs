@@ -16,6 +16,8 @@ use machinist_core::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::app::built;
+
 /// Variable with the URL of RabbitMQ.
 const AMQP_URL: &str = "MACHINIST_TEST_AMQP_URL";
 /// Variable with the URL of Redis.
@@ -92,10 +94,7 @@ impl TestServers {
         };
         let builder =
             App::builder(Arc::new(broker), Arc::new(backend)).namespace(&namespace).results_ttl(KEPT);
-        match adjust(builder).build().await {
-            Ok(app) => Some(Self { app, namespace }),
-            Err(error) => panic!("the application cannot be built: {}", chain_text(&error)),
-        }
+        Some(Self { app: built(adjust(builder)).await, namespace })
     }
 
     /// Returns the application.

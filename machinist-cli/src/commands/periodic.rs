@@ -97,7 +97,7 @@ fn definition(args: &PeriodicAddArgs, settings: &Settings) -> Result<Periodic, C
     let mut periodic = match (&args.flow, &args.task) {
         (Some(file), task) => {
             send_flow::refuse_task(task.as_deref())?;
-            send_flow::refuse_options(&args.options, [])?;
+            send_flow::refuse_options(&args.options, &[])?;
             let mut workflow = send_flow::read_file(file, settings)?;
             if let Some(ExpiryArg::In(time)) = args.options.expires {
                 workflow = workflow.expires_in(time);

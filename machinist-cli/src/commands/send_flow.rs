@@ -32,7 +32,7 @@ pub(super) async fn run(
     json: bool,
 ) -> Result<Code, CliError> {
     refuse_task(args.name.as_deref())?;
-    refuse_options(&args.options, [("--count", args.count > 1)])?;
+    refuse_options(&args.options, &[("--count", args.count > 1)])?;
     // Before any connection, so that a wrong file is reported at once.
     let workflow = with_options(read_file(file, settings)?, &args)?;
     let root = workflow.id().clone();
@@ -130,10 +130,7 @@ pub(super) fn refuse_task(name: Option<&str>) -> Result<(), CliError> {
 }
 
 /// Refuses options of a single task.
-pub(super) fn refuse_options<const N: usize>(
-    options: &SendOptions,
-    others: [(&'static str, bool); N],
-) -> Result<(), CliError> {
+pub(super) fn refuse_options(options: &SendOptions, others: &[(&'static str, bool)]) -> Result<(), CliError> {
     let given = [
         ("--arg", !options.named.is_empty()),
         ("--queue", options.queue.is_some()),
@@ -151,7 +148,7 @@ pub(super) fn refuse_options<const N: usize>(
         ("--limit-cost", options.limit_cost.is_some()),
         ("--require-worker", options.require_worker),
     ];
-    let misfit = given.into_iter().chain(others).find(|(_, given)| *given).map(|(option, _)| option);
+    let misfit = given.iter().chain(others).find(|(_, given)| *given).map(|(option, _)| *option);
     misfit.map_or(Ok(()), |option| {
         Err(CliError::new(Code::Usage, format!("{option} is about one task and does not go with --flow"))
             .remedy("write it under [steps.NAME] in the file"))

@@ -12,7 +12,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Outline, StepPlace};
-use crate::{affinity::completed, args::Arg, id::TaskId, retry::RetryPolicy};
+use crate::{
+    affinity::completed,
+    args::Arg,
+    id::{InvalidName, QueueName, TaskId, TaskName},
+    retry::RetryPolicy,
+};
 
 /// Maximum number of members of a group.
 pub(crate) const MAX_MEMBERS: usize = 10_000;
@@ -270,6 +275,11 @@ impl Spawned {
 }
 
 impl Step {
+    /// Returns the task and the queue, if their names are allowed.
+    pub(crate) fn target(&self) -> Result<(TaskName, QueueName), InvalidName> {
+        Ok((TaskName::parse(&self.task)?, QueueName::parse(&self.queue)?))
+    }
+
     /// Returns the number of tasks that the step is published as.
     pub(crate) fn count(&self) -> usize {
         self.each.as_ref().map_or(1, Vec::len)
@@ -347,6 +357,23 @@ impl Flow {
             seen += 1;
         }
         all
+    }
+
+    /// Checks that all steps may be sent: the task of each to its queue.
+    ///
+    /// # Errors
+    /// The step, and the reason against it.
+    pub(crate) fn check_targets(
+        &self,
+        may_send: impl Fn(&TaskName, &QueueName) -> Result<(), String>,
+    ) -> Result<(), String> {
+        for step in self.all_steps() {
+            step.target()
+                .map_err(|error| error.to_string())
+                .and_then(|(task, queue)| may_send(&task, &queue))
+                .map_err(|why| format!("step {:?}: {why}", step.name))?;
+        }
+        Ok(())
     }
 
     /// Returns the steps of this scope, and the error callbacks of its task.

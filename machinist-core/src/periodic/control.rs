@@ -44,12 +44,8 @@ impl Client {
         let name = periodic.name();
         let outline = periodic.outline(&self.app)?;
         // A tick that could not be sent is refused now.
-        let queue = Some(outline.queue.to_string());
-        let mut parts = SignatureParts { id: tick_id(name, now), queue, ..periodic.parts.clone() };
-        if let Some(flow) = &mut parts.flow {
-            // The default queue of a worker may be another.
-            self.check_flow(&parts.id, flow)?;
-        }
+        let parts = periodic.tick_parts(&self.app, &outline.queue);
+        let parts = SignatureParts { id: tick_id(name, now), ..parts };
         let call = TickCall::of(&parts, periodic.outlined.as_ref());
         self.prepare(SendableParts { outline: periodic.outlined.clone(), ..SendableParts::from(parts) })?;
         self.change(name, Unbelieved::Replace, |facts, before| {

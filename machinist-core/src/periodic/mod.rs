@@ -43,7 +43,7 @@ use crate::{
     app::App,
     clock::Timestamp,
     flow::Outline,
-    id::TaskName,
+    id::{QueueName, TaskName},
     signature::{SignatureParts, When},
     workflow::{Sendable, SendableParts},
 };
@@ -185,6 +185,16 @@ impl Periodic {
             return invalid(format!("it ends at {until}, before it starts at {from}"));
         }
         Ok(())
+    }
+
+    /// Returns the signature of each tick, but for its id. All queues are complete: the default queue of another application
+    /// may be another.
+    pub(crate) fn tick_parts(&self, app: &App, queue: &QueueName) -> SignatureParts {
+        let mut parts = SignatureParts { queue: Some(queue.to_string()), ..self.parts.clone() };
+        if let Some(flow) = &mut parts.flow {
+            flow.fill_queues(app.default_queue().as_str());
+        }
+        parts
     }
 
     /// Returns what the record says about it, if it has a task name and a queue that are allowed.

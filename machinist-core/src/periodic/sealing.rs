@@ -7,7 +7,6 @@ use super::order::{PeriodicDefinition, PeriodicOrder, PeriodicOutline, StoredCal
 use crate::{
     app::App,
     flow::Flow,
-    id::{QueueName, TaskName},
     record::json,
     security::{Consequence, Statement},
 };
@@ -58,14 +57,7 @@ pub(crate) fn trusted_order(
 /// # Errors
 /// The step, and the reason against it.
 pub(crate) fn check_steps(app: &App, stored: &Bytes, flow: &Flow) -> Result<(), String> {
-    for step in flow.all_steps() {
-        let in_step = |why: String| format!("step {:?}: {why}", step.name);
-        let task = TaskName::parse(&step.task).map_err(|error| in_step(error.to_string()))?;
-        let queue = QueueName::parse(&step.queue).map_err(|error| in_step(error.to_string()))?;
-        let consequence = Consequence::Call(&task, &queue);
-        app.0.trust.check_consequence(stored, consequence).map_err(in_step)?;
-    }
-    Ok(())
+    flow.check_targets(|task, queue| app.0.trust.check_consequence(stored, Consequence::Call(task, queue)))
 }
 
 /// Makes a definition of an outline and a call, which is encrypted where the application encrypts.

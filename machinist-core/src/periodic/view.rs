@@ -16,7 +16,6 @@ use crate::{
     clock::Timestamp,
     id::{QueueName, RecordId, TaskId, TaskName},
     record::{Facts, TaskState},
-    workflow_status::WholeState,
 };
 
 /// Number of index entries that are read at once.
@@ -181,7 +180,7 @@ impl Client {
         let mut records = self.app.backend().read_each(&ids).await?.into_iter();
         for tick in views.iter_mut().flat_map(|view| &mut view.ticks) {
             let Some(Ok(facts)) = records.next() else { continue };
-            tick.state = self.whole_state(&tick.id, &facts).await?.map(WholeState::state);
+            tick.state = self.whole_state(&tick.id, &facts).await?;
         }
         Ok(views)
     }

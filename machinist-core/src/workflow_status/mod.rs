@@ -4,5 +4,4 @@ mod again;
 mod status;
 
 pub use again::SentAgain;
-pub(crate) use status::WholeState;
 pub use status::{MemberCounts, StepStatus, TaskPlace, WorkflowProgress, WorkflowStatus};

@@ -108,21 +108,6 @@ pub struct StepStatus {
     pub is_last: bool,
 }
 
-/// State of something that was sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WholeState {
-    Task(TaskState),
-    Workflow(TaskState),
-}
-
-impl WholeState {
-    pub(crate) fn state(self) -> TaskState {
-        match self {
-            Self::Task(state) | Self::Workflow(state) => state,
-        }
-    }
-}
-
 /// A step with what only the state of the whole depends on.
 struct KnownStep {
     status: StepStatus,
@@ -178,17 +163,17 @@ impl Client {
         &self,
         id: &TaskId,
         facts: &Facts,
-    ) -> Result<Option<WholeState>, BackendError> {
+    ) -> Result<Option<TaskState>, BackendError> {
         if facts.has(name::OUTLINE) {
             // On the heap: most are single tasks.
             match Box::pin(self.workflow(id)).await {
-                Ok(Some(workflow)) => return Ok(Some(WholeState::Workflow(workflow.state))),
+                Ok(Some(workflow)) => return Ok(Some(workflow.state)),
                 Err(ResultError::Backend(error)) => return Err(error),
                 // Gone since, or a result that is not believed.
                 Ok(None) | Err(_) => {}
             }
         }
-        Ok(fold(id, facts).map(|record| WholeState::Task(record.state)))
+        Ok(fold(id, facts).map(|record| record.state))
     }
 
     /// Returns the records of a group's members, at most `limit`, from the member `first` on; `None` in the place of a member

@@ -17,13 +17,8 @@ use super::{Setting, SettingsError, TaskSettings, section::Section, text, value}
 use crate::flow_file;
 
 /// Keys of a periodic task, under `[periodic.NAME]`.
-const PERIODIC_KEYS: [&str; 24] = [
-    "task",
+const KEYS: [&str; 11] = [
     "flow",
-    "args",
-    "named",
-    "queue",
-    "requires",
     "cron",
     "every",
     "time_zone",
@@ -34,17 +29,9 @@ const PERIODIC_KEYS: [&str; 24] = [
     "until",
     "catch_up",
     "expires",
-    "retries",
-    "backoff",
-    "timeout",
-    "soft_timeout",
-    "retry_for",
-    "retry_timeouts",
-    "priority",
-    "labels",
 ];
 
-/// Those of them that are about one task, and do not go with a workflow.
+/// Further keys, which are about one task and do not go with a workflow.
 const TASK_KEYS: [&str; 13] = [
     "task",
     "args",
@@ -66,7 +53,7 @@ pub(super) fn read(
     top: &Section<'_>,
     tasks: &BTreeMap<String, TaskSettings>,
 ) -> Result<BTreeMap<String, Setting<Periodic>>, SettingsError> {
-    let sections = top.sections("periodic", &PERIODIC_KEYS)?;
+    let sections = top.sections("periodic", &[&KEYS[..], &TASK_KEYS].concat())?;
     let read = |(name, section): (String, Section<'_>)| {
         let periodic = read_periodic(&name, &section, tasks)?;
         Ok((name, Setting::new(periodic, section.origin())))

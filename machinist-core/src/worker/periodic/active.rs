@@ -30,14 +30,10 @@ impl Active {
 
     /// Checks that this worker can send the ticks, with all steps.
     pub(super) fn check_sendable(&self, worker: &WorkerContext) -> Result<(), String> {
-        let cannot = |why: String| format!("this worker cannot send it: {why}");
-        worker.app.may_publish(&self.task, &self.queue).map_err(cannot)?;
-        for step in self.parts.flow.iter().flat_map(|flow| flow.all_steps()) {
-            let in_step = |why: String| cannot(format!("step {:?}: {why}", step.name));
-            let task = TaskName::parse(&step.task).map_err(|error| in_step(error.to_string()))?;
-            let queue = QueueName::parse(&step.queue).map_err(|error| in_step(error.to_string()))?;
-            worker.app.may_publish(&task, &queue).map_err(in_step)?;
-        }
-        Ok(())
+        let may_send = |task: &TaskName, queue: &QueueName| worker.app.may_publish(task, queue);
+        let steps = || self.parts.flow.as_ref().map_or(Ok(()), |flow| flow.check_targets(may_send));
+        may_send(&self.task, &self.queue)
+            .and_then(|()| steps())
+            .map_err(|why| format!("this worker cannot send it: {why}"))
     }
 }

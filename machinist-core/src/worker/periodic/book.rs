@@ -24,7 +24,6 @@ use crate::{
         periodic_record, trusted_order,
     },
     record::{Facts, json},
-    signature::SignatureParts,
     worker::WorkerContext,
 };
 
@@ -325,10 +324,7 @@ impl Entry {
             }
             (None, Some((own, outline))) => {
                 let PeriodicOutline { task, queue, .. } = outline.clone();
-                let mut parts = SignatureParts { queue: Some(queue.to_string()), ..own.parts.clone() };
-                if let Some(flow) = &mut parts.flow {
-                    flow.fill_queues(worker.app.default_queue().as_str());
-                }
+                let parts = own.tick_parts(&worker.app, &queue);
                 Active { plan: own.plan.clone(), parts, outline: own.outlined.clone(), task, queue }
             }
             (None, None) => return Ok(None),

@@ -14,10 +14,9 @@ use crate::{
     error::{BoxError, SendError},
     mirror::MirroredTick,
     periodic::{Cursor, Overlap, PeriodicOrder, Swap, name, tick_id},
-    record::json,
+    record::{TaskState, json, name as task_fact},
     result::AsyncResult,
     worker::WorkerContext,
-    workflow_status::WholeState,
 };
 use machinist_adapter::error::chain;
 
@@ -128,19 +127,18 @@ impl Ticking<'_> {
         let client = self.worker.app.client();
         let id = tick_id(&self.active.plan.name, *last);
         let facts = client.read(&id).await?;
-        let whole = match client.whole_state(&id, &facts).await? {
-            Some(whole) if !whole.state().is_final() => whole,
-            // Without a record it counts as ended.
-            _ => return Ok(OverlapStep::Send),
-        };
+        // Without a record it counts as ended.
+        if client.whole_state(&id, &facts).await?.is_none_or(TaskState::is_final) {
+            return Ok(OverlapStep::Send);
+        }
         let revoked = match overlap {
             Overlap::Skip => return Ok(OverlapStep::LeaveOut),
             Overlap::Queue => return Ok(OverlapStep::Wait),
             Overlap::Allow => return Ok(OverlapStep::Send),
-            Overlap::Cancel => match whole {
-                WholeState::Workflow(_) => Box::pin(client.revoke_workflow(&id)).await.map(drop),
-                WholeState::Task(_) => client.revoke(&id).await.map(drop),
-            },
+            Overlap::Cancel if facts.has(task_fact::OUTLINE) => {
+                Box::pin(client.revoke_workflow(&id)).await.map(drop)
+            }
+            Overlap::Cancel => client.revoke(&id).await.map(drop),
         };
         match revoked {
             Ok(()) | Err(ControlError::Unknown { .. }) => Ok(OverlapStep::Send),
