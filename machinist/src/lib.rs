@@ -61,7 +61,6 @@
 
 pub mod connect;
 pub mod connector;
-pub mod flow_file;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;

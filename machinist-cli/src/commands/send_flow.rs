@@ -4,8 +4,10 @@ use std::path::Path;
 
 use machinist::{
     ResultError, TaskId, Workflow,
-    flow_file::{self, FlowFileError},
-    settings::Settings,
+    settings::{
+        Settings,
+        flow_file::{self, FlowFileError},
+    },
     view::WorkflowView,
 };
 use serde::Serialize;

@@ -58,14 +58,16 @@
 //! An application reads its own section `[app]` with [`Settings::app_section`].
 //!
 //! The file also holds command tasks and options of other tasks, `[tasks.NAME]`: see [`TaskSettings`]; periodic tasks,
-//! `[periodic.NAME]`: see `docs/periodic.md`; for `[[keys]]` see [`keys`](crate::keys). An empty variable counts as not set; other variables are ignored. The section `[limits]`,
-//! the old name of `[sizes]`, is still read in this version, with a warning.
+//! `[periodic.NAME]`: see `docs/periodic.md`; for `[[keys]]` see [`keys`](crate::keys). Workflow files are read by
+//! [`flow_file`]. An empty variable counts as not set; other variables are ignored. The section `[limits]`, the old name
+//! of `[sizes]`, is still read in this version, with a warning.
 
 mod app_section;
 mod apply;
 mod buffer;
 mod entries;
 mod file;
+pub mod flow_file;
 mod limits;
 #[cfg(feature = "machinery")]
 mod machinery;

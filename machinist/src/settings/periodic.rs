@@ -13,8 +13,7 @@ use machinist_core::{
 use serde_json::Value;
 use toml::de::DeValue;
 
-use super::{Setting, SettingsError, TaskSettings, section::Section, text, value};
-use crate::flow_file;
+use super::{Setting, SettingsError, TaskSettings, flow_file, section::Section, text, value};
 
 /// Keys of a periodic task, under `[periodic.NAME]`.
 const KEYS: [&str; 11] = [

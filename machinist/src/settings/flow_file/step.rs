@@ -6,11 +6,12 @@ use machinist_core::{
     workflow::{Policy, StepPlan},
 };
 
+use crate::settings::{parse_backoff, parse_duration};
+
 use super::{
     node::{check_keys, find, list, number, parsed, proposal, string, table, truth},
     tree::{Node, Problem, TreeEntry},
 };
-use crate::settings::{parse_backoff, parse_duration};
 
 const STEP_KEYS: [&str; 24] = [
     "task",

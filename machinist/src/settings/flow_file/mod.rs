@@ -19,7 +19,7 @@ use machinist_core::{
     workflow::{Workflow, WorkflowError},
 };
 
-use crate::settings::TaskSettings;
+use super::TaskSettings;
 use node::{check_keys, find, string, table};
 use step::step;
 use tree::Problem;
