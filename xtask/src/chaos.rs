@@ -9,7 +9,6 @@ use crate::{
     command::{self, Workspace},
     interrupt::Interrupt,
     services::{Major, Release},
-    test,
 };
 
 /// Builds and runs it; whether every invariant held.
@@ -23,16 +22,12 @@ pub(crate) fn run(
     run_program(program, workspace, interrupt, rabbitmq, args)
 }
 
-/// Runs the program that the build of the tests has left, which takes no second build with fewer features.
-pub(crate) fn run_beside_tests(
-    workspace: &Workspace,
-    interrupt: &Interrupt,
-    args: &[String],
-) -> Result<bool> {
-    let mut build = workspace.cargo(test::cargo_args(&["--no-run"]));
-    ensure!(command::run(&mut build, interrupt)?.success(), "the tests do not compile");
-    let program = Command::new(workspace.target_dir().join("debug/machinist-chaos"));
-    run_program(program, workspace, interrupt, None, args)
+/// Runs the program that the build of the tests has left. That takes no second build with fewer features, and no turn at
+/// cargo's lock, so that cargo may compile meanwhile.
+pub(crate) fn run_built(workspace: &Workspace, interrupt: &Interrupt, args: &[String]) -> Result<bool> {
+    let program = workspace.target_dir().join("debug/machinist-chaos");
+    ensure!(program.is_file(), "the build of the tests has left no {}", program.display());
+    run_program(Command::new(program), workspace, interrupt, None, args)
 }
 
 fn run_program(

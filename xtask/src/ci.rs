@@ -29,7 +29,8 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
         ["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "-D", "warnings"];
     let doc = ["doc", "--workspace", "--no-deps", "--all-features", "--locked"];
 
-    // Scenarios mostly wait: two at once take little more than half of the time. Three want more than two cores.
+    // Scenarios mostly wait: two at once take little more than half of the time, and leave room for what compiles on one
+    // thread. Three want more than two cores.
     let chaos_args = ["--ci", "--lanes", "2"].map(str::to_owned);
 
     report.step("fmt", || cargo(&["fmt", "--all", "--check"], None));
@@ -41,7 +42,6 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
         }
     }
     report.step("clippy", || cargo(&clippy, None));
-    report.step("doc", || cargo(&doc, Some("-D warnings")));
     match msrv::toolchain(workspace)? {
         msrv::Toolchain::Installed(name) => report.step("msrv", || msrv::check(workspace, interrupt, &name)),
         msrv::Toolchain::Missing(name) => {
@@ -50,9 +50,12 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
             report.line("msrv", &remedy, None);
         }
     }
-    report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
     report.step("test", || test::run(workspace, interrupt, None, &[]));
-    report.step("chaos", || chaos::run_beside_tests(workspace, interrupt, &chaos_args));
+    let chaos = || chaos::run_built(workspace, interrupt, &chaos_args);
+    report.step_beside("chaos", chaos, |report| {
+        report.step("doc", || cargo(&doc, Some("-D warnings")));
+        report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
+    });
     report.finish()
 }
 

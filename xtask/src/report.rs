@@ -3,11 +3,11 @@
 //! Every step runs even after one has failed, so that one run shows everything there is to mend.
 
 use std::{
-    fmt,
+    fmt, thread,
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use crate::{command::display, interrupt::Interrupt};
 
@@ -37,13 +37,34 @@ impl<'a> Report<'a> {
     /// Runs a step, unless an interrupt was heard, and adds its line.
     pub(crate) fn step(&mut self, name: &str, check: impl FnOnce() -> Result<bool>) {
         let began = Instant::now();
-        let verdict = match self.interrupt.check().and_then(|()| check()) {
+        let checked = self.interrupt.check().and_then(|()| check());
+        self.ended(name, checked, began.elapsed());
+    }
+
+    fn ended(&mut self, name: &str, checked: Result<bool>, took: Duration) {
+        let verdict = match checked {
             Ok(true) => "ok".to_owned(),
             Ok(false) => "FAILED".to_owned(),
             Err(error) => format!("FAILED: {error:#}"),
         };
         self.passed &= verdict == "ok";
-        self.line(name, &verdict, Some(began.elapsed()));
+        self.line(name, &verdict, Some(took));
+    }
+
+    /// Runs a step on a thread while `others` adds steps, and adds its line after theirs.
+    pub(crate) fn step_beside(
+        &mut self,
+        name: &str,
+        check: impl FnOnce() -> Result<bool> + Send,
+        others: impl FnOnce(&mut Self),
+    ) {
+        let began = Instant::now();
+        let (checked, took) = thread::scope(|scope| {
+            let beside = scope.spawn(|| (check(), began.elapsed()));
+            others(self);
+            beside.join().unwrap_or_else(|_| (Err(anyhow!("it panicked")), began.elapsed()))
+        });
+        self.ended(name, checked, took);
     }
 
     /// Adds a line. It is printed at once, for people who watch, and again at the end, for people who read a log from
@@ -87,6 +108,18 @@ mod tests {
         report.step("two", || Ok(true));
         let verdicts: Vec<&str> = report.lines().iter().map(|line| line.verdict.as_str()).collect();
         assert_eq!(verdicts, ["FAILED", "ok"]);
+        assert!(!report.finish().unwrap());
+    }
+
+    #[test]
+    fn a_step_beside_others_runs_with_them_and_fails_the_report() {
+        let interrupt = Interrupt::listen().unwrap();
+        let mut report = Report::new(&interrupt);
+        let (told, heard) = std::sync::mpsc::channel();
+        let waits = move || Ok(heard.recv_timeout(Duration::from_secs(60)).is_err());
+        report.step_beside("long", waits, |report| report.step("short", || Ok(told.send(()).is_ok())));
+        let lines: Vec<_> = report.lines().iter().map(|line| (&*line.step, &*line.verdict)).collect();
+        assert_eq!(lines, [("short", "ok"), ("long", "FAILED")]);
         assert!(!report.finish().unwrap());
     }
 }

@@ -123,7 +123,7 @@ fn cargo_test(workspace: &Workspace, interrupt: &Interrupt, args: &[String], at:
 }
 
 /// Doctests included: cargo runs them with the rest.
-pub(crate) fn cargo_args<'a>(args: &[&'a str]) -> Vec<&'a str> {
+fn cargo_args<'a>(args: &[&'a str]) -> Vec<&'a str> {
     let mut all = vec!["test", "--all-features", "--locked", "--no-fail-fast"];
     let names_packages =
         args.iter().any(|arg| *arg == "-p" || arg.starts_with("--package") || *arg == "--workspace");
