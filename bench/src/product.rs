@@ -29,6 +29,8 @@ const NOOP: TaskDef<String, ()> = TaskDef::new("noop");
 /// Exchange of the queues that a program of Go declares.
 pub(crate) const MACHINERY_EXCHANGE: &str = "bench-machinery";
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Time after which a worker that is ready has nothing left to do.
+const SETTLING: Duration = Duration::from_secs(3);
 /// Number of keys of limited tasks.
 const KEYS: usize = 20;
 /// Starts of each of them in a second, and at once: no task has to wait.
@@ -172,6 +174,8 @@ async fn idle(app: &App, order: &Order, long: Duration) -> Result<Told> {
     let ready = worker.ready();
     let running = tokio::spawn(worker.run_until(async { drop(stopped.await) }));
     ready.cancelled().await;
+    // A worker that is ready still declares queues for delays, and looks at what was left: it does not idle yet.
+    tokio::time::sleep(SETTLING).await;
     let watch = part::begin().await?;
     tokio::time::sleep(long).await;
     let told = watch.told(long, Vec::new(), Vec::new());

@@ -265,7 +265,9 @@ fn ratios(base: &[&Run], runs: &[&Run], value: impl Fn(&Run) -> f64) -> String {
     show(base.iter().zip(runs).map(|(base, run)| value(run) / value(base)).collect(), 2)
 }
 
+/// The same of values that are there. What a case does not measure is no number.
 fn show(mut values: Vec<f64>, decimals: usize) -> String {
+    values.retain(|value| !value.is_nan());
     values.sort_unstable_by(f64::total_cmp);
     match (values.first().copied(), values.last().copied(), median(values)) {
         (Some(least), Some(most), Some(middle)) => {
@@ -331,5 +333,6 @@ mod tests {
         assert_eq!(show(vec![3.0, 1.0, 2.0], 0), "2 (1–3)");
         assert_eq!(show(vec![1.0, 2.0], 1), "1.5 (1.0–2.0)");
         assert_eq!(show(Vec::new(), 1), "–");
+        assert_eq!(show(vec![f64::NAN], 1), "–");
     }
 }

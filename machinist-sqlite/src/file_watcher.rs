@@ -26,8 +26,9 @@ use crate::{
     write_request::{ReadyQueues, WriteRequest},
 };
 
-/// Maximum time between two checks of the file if wake-ups are received.
-const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// Maximum time between two checks of the file if wake-ups are received. So long a lost one delays a task, and these checks are
+/// most of what an idle worker costs.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// The same if no listener could be bound. A check costs 30 µs, so this uses half a percent of a core.
 const CHECK_INTERVAL_WITHOUT_WAKE_UPS: Duration = Duration::from_millis(6);
 /// Minimum time between two checks. Wake-ups that arrive within it share one check.

@@ -55,6 +55,12 @@ pub trait BrokerHarness: Send + Sync + 'static {
         None
     }
 
+    /// Returns `true` if the server orders waiting messages by their priority. That may depend on its version, which an
+    /// adapter does not know before it is connected.
+    async fn orders_by_priority(&self, broker: &dyn Broker) -> bool {
+        broker.capabilities().priority
+    }
+
     /// Called at the end of each test, whatever became of it: delete what it left on the server.
     async fn clean_up(&self) {}
 }

@@ -108,6 +108,15 @@ impl BrokerHarness for Harness {
         Some(Arc::new(self.broker(AmqpOptions { existing_queues, ..self.options() }).await))
     }
 
+    async fn orders_by_priority(&self, broker: &dyn Broker) -> bool {
+        let findings = broker.diagnose().await;
+        let version =
+            findings.iter().find(|finding| finding.subject == "version").expect("a diagnosis tells it");
+        let numbers = version.found.split_once(' ').map_or("", |(_, numbers)| numbers).split('.');
+        let mut numbers = numbers.map_while(|number| number.parse::<u32>().ok());
+        (numbers.next(), numbers.next()) >= (Some(4), Some(3))
+    }
+
     async fn clean_up(&self) {
         let queues: Vec<_> = self.queues.lock().unwrap().iter().cloned().collect();
         let raw = Raw::connect(&self.url).await;
