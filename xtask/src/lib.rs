@@ -28,6 +28,7 @@ pub mod services;
 pub mod terminal;
 mod test;
 mod tidy;
+mod versions;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 

@@ -16,7 +16,7 @@ use crate::{
     package,
     report::{Line, Report},
     services::Major,
-    test,
+    test, versions,
 };
 
 /// Where the rows of the steps stand.
@@ -37,6 +37,8 @@ pub(crate) enum Step {
     Slowest,
     /// Ten thousand tasks of Go machinery in a mixed fleet, whose workers of ours are killed.
     Machinery,
+    /// The worker of the last version beside this client, and the reverse.
+    Versions,
     /// Every chaos scenario at its full size, two at a time.
     Chaos,
 }
@@ -84,6 +86,7 @@ impl Step {
                 let args = args.map(str::to_owned);
                 test::run(workspace, interrupt, None, &args)
             }
+            Self::Versions => versions::run(workspace, interrupt),
             Self::Chaos => {
                 let args = ["--all", "--size", "nightly", "--lanes", "2"].map(str::to_owned);
                 chaos::run(workspace, interrupt, None, &args)
