@@ -132,7 +132,9 @@ impl WorkerContext {
                 memory.wanted = Some(WantedState { worker, number: order.number, stored });
                 drop(memory);
                 let sleep = order.action == WorkerAction::Pause;
-                if self.sessions.presence.want_sleep(sleep) && sleep && order.now {
+                self.sessions.presence.want_sleep(sleep);
+                // Also of a worker that sleeps already, and whose runs were to end by themselves.
+                if sleep && order.now {
                     self.sessions.cut_off_all();
                 }
                 None

@@ -122,9 +122,9 @@ impl Presence {
         self.broker_away.store(away, Ordering::Relaxed);
     }
 
-    /// Sets whether people have paused the worker. Returns `true` if that is new.
-    pub(super) fn want_sleep(&self, sleep: bool) -> bool {
-        self.want(|wanted| wanted.paused_worker = sleep)
+    /// Sets whether people have paused the worker.
+    pub(super) fn want_sleep(&self, sleep: bool) {
+        self.want(|wanted| wanted.paused_worker = sleep);
     }
 
     /// Sets the reason for which the worker sleeps by its timetable.
@@ -246,7 +246,7 @@ mod tests {
         presence.want_queues(queues(["a", "b"]).into_iter().map(QueuePattern::from).collect());
         presence.want_paused(queues(["b", "c"]));
         assert_eq!(presence.subscription(), queues(["a"]));
-        assert!(presence.want_sleep(true) && !presence.want_sleep(true));
+        presence.want_sleep(true);
         assert!(presence.subscription().is_empty());
         presence.want_sleep(false);
         presence.show(PresenceState::Awake);
