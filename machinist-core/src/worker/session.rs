@@ -246,7 +246,7 @@ impl Sessions {
             return Err(BackendError::Unavailable(format!("a new session has a record: {facts:?}").into()));
         }
         self.app.0.learn_time(asked, now?);
-        let taken = self.take_name(&session).await?;
+        let taken = self.take_name(&held_name, &session).await?;
         if *taken != *held_name {
             self.commit(rename_session(&session, self.about_as(&taken))).await?;
             if *taken != *self.name {
@@ -344,13 +344,21 @@ impl Sessions {
         std::mem::take(&mut self.state().lost_switches)
     }
 
-    /// Takes the lowest name that no other live session holds. A session that dies in between holds nothing: the names
-    /// of sessions that are gone are free. A name whose record cannot be used is passed over.
-    async fn take_name(&self, session: &SessionId) -> Result<Arc<str>, BackendError> {
+    /// Takes the name that this worker holds, or the lowest one that no other live session holds. What people want belongs to
+    /// the name, so workers that have lost their sessions together must not swap their names. A session that dies in between
+    /// holds nothing: the names of sessions that are gone are free. A name whose record cannot be used is passed over.
+    async fn take_name(&self, held: &str, session: &SessionId) -> Result<Arc<str>, BackendError> {
         let (mut number, mut unusable) = (0, 0);
         loop {
+            let name = match number {
+                0 => held.to_owned(),
+                number => numbered_name(&self.name, number),
+            };
+            let tried = number > 0 && name == held;
             number += 1;
-            let name = numbered_name(&self.name, number);
+            if tried {
+                continue;
+            }
             match self.take_name_if_free(&name, session).await {
                 Ok(true) => return Ok(name.into()),
                 Ok(false) => {}

@@ -13,7 +13,7 @@ use crate::support::warm_up;
 use async_trait::async_trait;
 use machinist_conformance::eventually;
 use machinist_core::{
-    App, AsyncResult, State, TaskContext, TaskDef, TaskError, Worker,
+    App, AsyncResult, State, TaskContext, TaskDef, TaskError, Worker, WorkerAction, WorkerFilter, WorkerInfo,
     backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     broker::{
         Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
@@ -23,7 +23,7 @@ use machinist_core::{
     diagnose::{Diagnose, Finding},
     event::{Event, EventKind},
     id::{QueueName, RecordId},
-    record::{Facts, TaskState},
+    record::{Facts, PresenceState, TaskState},
     sign::{Algorithm, Key, KeyState, Keyring},
     worker::{Drained, Health},
 };
@@ -287,6 +287,7 @@ impl Running {
         let app = observed.build().await.unwrap();
         let (probe, gate) = (TaskProbe::default(), Gate::default());
         let worker = Worker::builder(&app)
+            .name("w")
             .concurrency(2)
             .session_lease(LEASE)
             .state(probe.clone())
@@ -338,6 +339,27 @@ impl Harness {
     async fn queue(&self) -> (u64, u64) {
         let depth = self.broker.depth(&[queue()]).await.unwrap().pop().unwrap();
         (depth.ready.unwrap_or_default(), depth.consumers.unwrap_or_default())
+    }
+
+    /// The live workers, by name.
+    async fn workers(&self) -> Vec<WorkerInfo> {
+        self.app.client().workers(&WorkerFilter::new()).await.unwrap()
+    }
+
+    /// Waits until exactly these workers live, in these states.
+    async fn lists(&self, wanted: &[(&str, PresenceState)]) {
+        let listed = async || {
+            let workers = self.workers().await;
+            workers.iter().map(|worker| (&*worker.name, worker.state)).eq(wanted.iter().copied())
+        };
+        until("the workers", listed).await;
+    }
+
+    async fn orders(&self, worker: &str, action: WorkerAction) -> bool {
+        let mut workers = self.workers().await;
+        workers.retain(|live| live.name == worker);
+        let (_, results) = self.app.client().order_workers(&workers, action, false).await.unwrap();
+        results[0].done
     }
 
     async fn facts<R>(&self, task: &AsyncResult<R>) -> Facts {
@@ -683,4 +705,28 @@ async fn no_task_starts_early_however_slowly_the_backend_tells_the_time() {
     let truth = harness.backend.now().await.unwrap().minus(begun.elapsed());
     assert!(truth >= due, "started {:?} early", due.since(truth));
     assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_of_one_name_that_have_lost_their_sessions_keep_their_names_and_their_pauses() {
+    let harness = Harness::new().await;
+    let states = [("w", PresenceState::Awake), ("w#2", PresenceState::Asleep)];
+    let first = harness.worker().await;
+    harness.lists(&states[..1]).await;
+    let second = harness.worker().await;
+    until("both", async || harness.workers().await.len() == 2).await;
+    assert!(harness.orders("w#2", WorkerAction::Pause).await);
+    harness.lists(&states).await;
+    first.view.lose_backend(true);
+    second.view.lose_backend(true);
+    harness.lists(&[]).await;
+    // The second comes back first.
+    second.view.lose_backend(false);
+    harness.lists(&states[1..]).await;
+    first.view.lose_backend(false);
+    harness.lists(&states).await;
+    harness.send("quick").await;
+    until("it to run", async || first.probe.begun() == 1).await;
+    assert!(first.stops().await.is_clean());
+    assert!(second.stops().await.is_clean());
 }
