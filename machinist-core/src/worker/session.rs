@@ -256,7 +256,10 @@ impl Sessions {
                     "another live worker has this name, or its record cannot be used"
                 );
             }
-            self.state().held_name = taken;
+            let mut state = self.state();
+            state.held_name = taken;
+            // What was read of the other name says nothing.
+            state.orders = Facts::new();
         }
         self.replace_session(session, asked + self.lease.duration(), shown_runs);
         self.list().await;
@@ -747,7 +750,11 @@ impl Sessions {
             calls.emit_state(WorkerState::SessionExpired { running: records.len() });
             calls.answered(true);
             calls.outcomes_are_recorded(self.lease.check_interval()).await;
+            let before = self.held_name();
             self.open().await?;
+            if self.held_name() != before {
+                self.read_control().await?;
+            }
         }
         // Before the runs are adopted: one whose place is taken does not go on.
         self.keep_places().await?;

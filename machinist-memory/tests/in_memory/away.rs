@@ -22,7 +22,7 @@ use machinist_core::{
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
     event::{Event, EventKind},
-    id::{QueueName, RecordId},
+    id::{QueueName, RecordId, RecordKind},
     record::{Facts, PresenceState, TaskState},
     sign::{Algorithm, Key, KeyState, Keyring},
     worker::{Drained, Health},
@@ -729,4 +729,29 @@ async fn workers_of_one_name_that_have_lost_their_sessions_keep_their_names_and_
     until("it to run", async || first.probe.begun() == 1).await;
     assert!(first.stops().await.is_clean());
     assert!(second.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_gets_another_name_goes_by_what_is_wanted_of_that_name() {
+    let harness = Harness::new().await;
+    let [w, of_two, of_three] = ["w", "w#2", "w#3"];
+    let (awake, asleep) = (PresenceState::Awake, PresenceState::Asleep);
+    let first = harness.worker().await;
+    harness.lists(&[(w, awake)]).await;
+    let second = harness.worker().await;
+    harness.lists(&[(w, awake), (of_two, awake)]).await;
+    assert!(harness.orders(of_two, WorkerAction::Pause).await);
+    second.view.lose_backend(true);
+    harness.lists(&[(w, awake)]).await;
+    // The next process takes the name that is free, and with it the pause.
+    let third = harness.worker().await;
+    harness.lists(&[(w, awake), (of_two, asleep)]).await;
+    second.view.lose_backend(false);
+    harness.lists(&[(w, awake), (of_two, asleep), (of_three, awake)]).await;
+    tokio::time::sleep(LEASE).await;
+    let name = harness.backend.read(&[RecordId::new(RecordKind::Worker, of_three)]).await.unwrap().remove(0);
+    assert!(!name.has("wanted"), "the pause of another name was written there");
+    for worker in [first, second, third] {
+        assert!(worker.stops().await.is_clean());
+    }
 }
