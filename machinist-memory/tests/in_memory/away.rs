@@ -23,7 +23,7 @@ use machinist_core::{
     diagnose::{Diagnose, Finding},
     event::{Event, EventKind},
     id::{QueueName, RecordId, RecordKind},
-    record::{Facts, PresenceState, TaskState},
+    record::{Facts, PresenceState, TaskState, WorkerHealth},
     sign::{Algorithm, Key, KeyState, Keyring},
     worker::{Drained, Health},
 };
@@ -754,4 +754,25 @@ async fn a_worker_that_gets_another_name_goes_by_what_is_wanted_of_that_name() {
     for worker in [first, second, third] {
         assert!(worker.stops().await.is_clean());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_was_paused_without_its_broker_is_well_when_it_has_subscribed_again() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    until("it to show that", async || {
+        harness.broker.interrupt();
+        harness.workers().await[0].health == WorkerHealth::Yellow
+    })
+    .await;
+    assert_eq!(harness.workers().await[0].health_reason.as_deref(), Some("the broker is away"));
+    // Between two looks at the connection.
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    assert!(harness.orders("w", WorkerAction::Resume).await);
+    let report = worker.health.report().await;
+    assert_eq!((report.color, report.reason), (WorkerHealth::Green, None));
+    until("it to show that", async || harness.workers().await[0].health == WorkerHealth::Green).await;
+    worker.view.has_seen(["broker_away", "asleep", "broker_back", "resubscribed"]).await;
+    assert!(worker.stops().await.is_clean());
 }
