@@ -115,15 +115,26 @@ impl Intake {
                     }
                 }
             }
-            queues = presence.subscription();
-            while queues.is_empty() {
-                self.sleep(None).await;
+            *consumer = loop {
                 queues = presence.subscription();
-            }
-            worker.sessions.alive().await;
-            worker.calls.give_up(false);
-            self.health.subscribing();
-            *consumer = Some(self.subscribe(&queues).await);
+                while queues.is_empty() {
+                    self.sleep(None).await;
+                    queues = presence.subscription();
+                }
+                worker.sessions.alive().await;
+                worker.calls.give_up(false);
+                self.health.subscribing();
+                presence.set_subscribing(true);
+                let subscribed = tokio::select! {
+                    biased;
+                    () = presence.wants_other_than(&queues) => None,
+                    subscribed = self.subscribe(&queues) => Some(subscribed),
+                };
+                presence.set_subscribing(false);
+                if subscribed.is_some() {
+                    break subscribed;
+                }
+            };
             worker.look_ahead.resubscribed();
             let subscribed: Vec<_> = queues.iter().cloned().collect();
             worker.list_queues(&subscribed).await;

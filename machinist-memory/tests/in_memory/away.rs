@@ -110,6 +110,8 @@ struct View {
     broker: MemoryBroker,
     backend: MemoryBackend,
     away: Arc<AtomicBool>,
+    /// `true` if the broker confirms no subscription.
+    broker_away: Arc<AtomicBool>,
     /// `true` if the backend answers reads and refuses writes, as a Redis without memory does.
     refuses_writes: Arc<AtomicBool>,
     /// Time that a request for the time takes until the backend reads its clock.
@@ -122,9 +124,9 @@ struct View {
 
 impl View {
     fn of(broker: &MemoryBroker, backend: &MemoryBackend) -> Self {
-        let (away, refuses_writes, slow_time, done, states) = Default::default();
+        let (away, broker_away, refuses_writes, slow_time, done, states) = Default::default();
         let (broker, backend) = (broker.connect(), backend.clone());
-        Self { broker, backend, away, refuses_writes, slow_time, done, states }
+        Self { broker, backend, away, broker_away, refuses_writes, slow_time, done, states }
     }
 
     fn lose_backend(&self, away: bool) {
@@ -246,6 +248,9 @@ impl Broker for View {
     }
     async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
         self.note("subscription");
+        if self.broker_away.load(Ordering::SeqCst) {
+            return Err(BrokerError::Unavailable("the test took it away".into()));
+        }
         self.broker.consume(what).await
     }
     async fn consume_side_queue(
@@ -774,5 +779,26 @@ async fn a_worker_that_was_paused_without_its_broker_is_well_when_it_has_subscri
     assert_eq!((report.color, report.reason), (WorkerHealth::Green, None));
     until("it to show that", async || harness.workers().await[0].health == WorkerHealth::Green).await;
     worker.view.has_seen(["broker_away", "asleep", "broker_back", "resubscribed"]).await;
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_waits_for_its_broker_hears_orders_and_says_what_it_waits_for() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    let says = async |part: &str| {
+        let asleep = async || harness.workers().await.remove(0).asleep;
+        until(part, async || asleep().await.is_some_and(|asleep| asleep.contains(part))).await;
+    };
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    worker.view.broker_away.store(true, Ordering::SeqCst);
+    assert!(!harness.orders("w", WorkerAction::Resume).await, "it takes no tasks yet");
+    says("the broker has not confirmed").await;
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    says("it was paused").await;
+    worker.view.broker_away.store(false, Ordering::SeqCst);
+    assert!(harness.orders("w", WorkerAction::Resume).await);
+    succeeds(&harness.send("quick").await).await;
     assert!(worker.stops().await.is_clean());
 }
