@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     admissions::DisabledTasks,
-    described::{DESCRIBED_TASKS, described_limits, described_patterns, described_tasks},
+    described::{described_limits, described_patterns, described_tasks},
     events::WorkerEvents,
     held_places::HeldPlaces,
     lease::Lease,
@@ -34,9 +34,9 @@ use crate::{
     id::{QueueName, RecordId, RunId, SessionId, TaskId, TaskName},
     limit::{Limit, LimitTarget, live_limits},
     record::{
-        Claim, ClaimStatus, Facts, RenewalAction, WorkerHealth, claim_name, close_session, control_record,
-        holder_of, is_alive, keep_name, memory_to_show, name, name_record, numbered_name, open_session,
-        rename_session, renew_session, revoked_root,
+        Claim, ClaimStatus, Facts, MAX_DESCRIBED_TASKS, RenewalAction, WorkerHealth, claim_name,
+        close_session, control_record, holder_of, is_alive, keep_name, memory_to_show, name, name_record,
+        numbered_name, open_session, rename_session, renew_session, revoked_root,
     },
     tag::Tag,
 };
@@ -301,7 +301,7 @@ impl Sessions {
     ) {
         let mut state = self.state();
         state.about["tasks"] = described_tasks(tasks.iter().collect());
-        state.about["more_tasks"] = tasks.len().saturating_sub(DESCRIBED_TASKS).into();
+        state.about["more_tasks"] = tasks.len().saturating_sub(MAX_DESCRIBED_TASKS).into();
         state.about["shapes"] = shapes;
         state.about["limits"] = described_limits(limits);
         state.about["concurrency"] = concurrency.into();
