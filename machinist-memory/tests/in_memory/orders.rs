@@ -427,3 +427,25 @@ async fn a_worker_that_is_paused_already_hands_back_what_still_runs_there() {
     one.stop().await;
     two.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn orders_that_take_long_cost_a_worker_no_session() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let worker = Worker::builder(&servers.app).name("w").task(WORK, work).build().unwrap();
+    worker.on_reload(std::future::pending);
+    let stages = worker.stages();
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    awake(&client).await;
+    let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+    let reload =
+        async || client.order_workers(&workers, WorkerAction::Reload, false).await.unwrap().1.remove(0);
+    for answer in <[_; 2]>::from(tokio::join!(reload(), reload())) {
+        let reason = answer.reason.unwrap();
+        assert!(reason.contains("could not be applied within 7.5s"), "{reason}");
+    }
+    let now = client.workers(&WorkerFilter::new()).await.unwrap();
+    assert_eq!(now[0].incarnation, workers[0].incarnation, "its session has expired");
+    stages.advance();
+    running.await.unwrap().unwrap();
+}
