@@ -449,3 +449,37 @@ async fn orders_that_take_long_cost_a_worker_no_session() {
     stages.advance();
     running.await.unwrap().unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_remembered_for_thirty_days_and_while_its_worker_lives() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let servers = servers().await;
+    let client = servers.app.client();
+    // Few renewals in a month.
+    let worker =
+        || Running::start(Worker::builder(&servers.app).name("w").session_lease(4 * DAY).task(WORK, work));
+    let first = worker();
+    awake(&client).await;
+    order(&client, WorkerAction::Pause).await;
+    for _ in 0..35 {
+        tokio::time::advance(DAY).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let second = worker();
+    let both = [("w".to_owned(), PresenceState::Asleep), ("w#2".to_owned(), PresenceState::Awake)];
+    comes("the first keeps its name", async || {
+        let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+        workers.into_iter().map(|worker| (worker.name, worker.state)).eq(both.clone())
+    })
+    .await;
+    second.stop().await;
+    first.stop().await;
+    tokio::time::advance(27 * DAY).await;
+    let next = worker();
+    is_in(&client, PresenceState::Asleep).await;
+    next.stop().await;
+    tokio::time::advance(31 * DAY).await;
+    let forgotten = worker();
+    is_in(&client, PresenceState::Awake).await;
+    forgotten.stop().await;
+}
