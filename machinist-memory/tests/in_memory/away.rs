@@ -802,3 +802,36 @@ async fn a_worker_that_waits_for_its_broker_hears_orders_and_says_what_it_waits_
     succeeds(&harness.send("quick").await).await;
     assert!(worker.stops().await.is_clean());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_does_not_end_after_its_cancellation_makes_its_worker_yellow() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    let waits = WORK.call(("waits".to_owned(),)).soft_timeout(secs(1));
+    let waits = harness.app.client().send(waits).await.unwrap();
+    until("it to show that", async || harness.workers().await[0].health == WorkerHealth::Yellow).await;
+    let shown = harness.workers().await.remove(0).health_reason;
+    assert_eq!(shown.as_deref(), Some("cancelled handlers that have not ended: 1"));
+    let report = worker.health.report().await;
+    assert_eq!((report.color, report.reason), (WorkerHealth::Yellow, shown));
+    worker.probe.may_end.cancel();
+    succeeds(&waits).await;
+    until("it to be well", async || harness.workers().await[0].health == WorkerHealth::Green).await;
+    assert_eq!(worker.health.report().await.color, WorkerHealth::Green);
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_backend_is_away_reports_itself_yellow() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    worker.view.lose_backend(true);
+    let report = worker.health.report().await;
+    let reason = report.reason.unwrap();
+    assert!(report.color == WorkerHealth::Yellow && reason.starts_with("backend: "), "{reason}");
+    worker.view.lose_backend(false);
+    assert_eq!(worker.health.report().await.color, WorkerHealth::Green);
+    assert!(worker.stops().await.is_clean());
+}
