@@ -45,6 +45,8 @@ use crate::{
 const SHOWN_RUNS: usize = 10;
 /// Interval at which the name of the worker is kept from being forgotten.
 const KEEP_NAME_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Maximum number of sessions that are remembered, because they may hold a name and are not used.
+const MAX_UNUSED_SESSIONS: usize = 100;
 /// Maximum number of names that are passed over because another program has written into their records.
 const MAX_UNUSABLE_NAMES: u32 = 10;
 
@@ -101,6 +103,8 @@ impl ActiveRun {
 #[derive(Debug)]
 struct SessionState {
     session: SessionId,
+    /// Sessions that this process has opened since, and never used, because it got no answer about a name. They may hold one.
+    unused: Vec<SessionId>,
     /// Name that the session holds: that of the worker, perhaps with a number.
     held_name: Arc<str>,
     /// Time at which the name was last kept from being forgotten.
@@ -184,6 +188,7 @@ impl Sessions {
     ) -> Arc<Self> {
         let state = SessionState {
             session: SessionId::fresh(),
+            unused: Vec::new(),
             held_name: Arc::clone(&name),
             name_kept: Instant::now(),
             orders: Facts::new(),
@@ -246,6 +251,7 @@ impl Sessions {
             return Err(BackendError::Unavailable(format!("a new session has a record: {facts:?}").into()));
         }
         self.app.0.learn_time(asked, now?);
+        self.note_unused(&session);
         let taken = self.take_name(&held_name, &session).await?;
         if *taken != *held_name {
             self.commit(rename_session(&session, self.about_as(&taken))).await?;
@@ -264,6 +270,21 @@ impl Sessions {
         self.replace_session(session, asked + self.lease.duration(), shown_runs);
         self.list().await;
         Ok(())
+    }
+
+    /// Notes a session that is not used until it has a name.
+    fn note_unused(&self, session: &SessionId) {
+        let mut state = self.state();
+        state.unused.push(session.clone());
+        // Older ones have expired.
+        let excess = state.unused.len().saturating_sub(MAX_UNUSED_SESSIONS);
+        state.unused.drain(..excess);
+    }
+
+    /// Returns `true` if a session is of this process: nobody else loses a name that it holds.
+    fn is_own(&self, session: &SessionId) -> bool {
+        let state = self.state();
+        *session == state.session || state.unused.contains(session)
     }
 
     /// Returns the name that the session holds: that of the worker, with a number if another live worker has it.
@@ -376,12 +397,11 @@ impl Sessions {
 
     /// Takes a name. Returns `false` if another live session holds it.
     async fn take_name_if_free(&self, name: &str, session: &SessionId) -> Result<bool, BackendError> {
-        let own = self.current();
         let backend = self.app.backend();
         loop {
             let facts = backend.read(&[name_record(name)]).await?.pop().unwrap_or_default();
             let holder = holder_of(&facts);
-            if let Some(holder) = holder.as_ref().filter(|holder| **holder != own && *holder != session) {
+            if let Some(holder) = holder.as_ref().filter(|holder| !self.is_own(holder)) {
                 let held = backend.read_each(&[RecordId::from(holder)]).await?;
                 // A record that cannot be used is no session. Its worker opens another.
                 if held.iter().any(|facts| facts.as_ref().is_ok_and(is_alive)) {
@@ -418,6 +438,7 @@ impl Sessions {
         {
             let mut state = self.state();
             state.session = session;
+            state.unused.clear();
             state.valid_until = valid_until;
             state.shown_runs = shown_runs;
             state.listed = false;

@@ -114,6 +114,8 @@ struct View {
     broker_away: Arc<AtomicBool>,
     /// `true` if the backend answers reads and refuses writes, as a Redis without memory does.
     refuses_writes: Arc<AtomicBool>,
+    /// Fact whose next write is done and not answered.
+    unanswered: Arc<Mutex<Option<&'static str>>>,
     /// Time that a request for the time takes until the backend reads its clock.
     slow_time: Arc<Mutex<Duration>>,
     /// What it did to the servers, and that it was done.
@@ -124,9 +126,10 @@ struct View {
 
 impl View {
     fn of(broker: &MemoryBroker, backend: &MemoryBackend) -> Self {
-        let (away, broker_away, refuses_writes, slow_time, done, states) = Default::default();
+        let (away, broker_away, refuses_writes, unanswered) = Default::default();
+        let (slow_time, done, states) = Default::default();
         let (broker, backend) = (broker.connect(), backend.clone());
-        Self { broker, backend, away, broker_away, refuses_writes, slow_time, done, states }
+        Self { broker, backend, away, broker_away, refuses_writes, unanswered, slow_time, done, states }
     }
 
     fn lose_backend(&self, away: bool) {
@@ -204,7 +207,11 @@ impl Backend for View {
         let names: Vec<_> = batch.iter().flat_map(|c| &c.facts).map(|(name, _)| name.to_string()).collect();
         match self.writable() {
             Ok(backend) => {
-                let answers = backend.commit(batch).await;
+                let mut answers = backend.commit(batch).await;
+                let mut unanswered = self.unanswered.lock().unwrap();
+                if unanswered.take_if(|fact| names.iter().any(|name| name == fact)).is_some() {
+                    answers.fill_with(|| Err(BackendError::Unavailable("the answer is lost".into())));
+                }
                 names.into_iter().for_each(|name| self.note(name));
                 answers
             }
@@ -734,6 +741,24 @@ async fn workers_of_one_name_that_have_lost_their_sessions_keep_their_names_and_
     until("it to run", async || first.probe.begun() == 1).await;
     assert!(first.stops().await.is_clean());
     assert!(second.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_not_told_that_it_has_its_name_keeps_it() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    worker.view.lose_backend(true);
+    harness.lists(&[]).await;
+    *worker.view.unanswered.lock().unwrap() = Some("holder");
+    worker.view.lose_backend(false);
+    until("its session", async || harness.workers().await.iter().any(|w| w.state == PresenceState::Asleep))
+        .await;
+    tokio::time::sleep(LEASE).await;
+    assert!(worker.view.unanswered.lock().unwrap().is_none());
+    harness.lists(&[("w", PresenceState::Asleep)]).await;
+    assert!(worker.stops().await.is_clean());
 }
 
 #[tokio::test(start_paused = true)]
