@@ -14,9 +14,6 @@ use crate::{
     record::PresenceState,
 };
 
-/// Number of task names that a worker describes at most. One with so many may know others.
-pub(crate) const MAX_DESCRIBED_TASKS: usize = 500;
-
 /// Lack of a worker that could run a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -87,11 +84,7 @@ fn consumes(worker: &WorkerInfo, queue: &QueueName) -> bool {
 /// when it is resumed.
 fn lack(queue: &QueueName, task: &TaskName, workers: &[WorkerInfo]) -> Option<NoReceiver> {
     let live: Vec<_> = workers.iter().filter(|worker| worker.state != PresenceState::Draining).collect();
-    let knows = |worker: &&&WorkerInfo| {
-        task.as_str() == WORKFLOW_TASK
-            || worker.tasks.len() >= MAX_DESCRIBED_TASKS
-            || worker.tasks.iter().any(|name| name == task.as_str())
-    };
+    let knows = |worker: &&&WorkerInfo| task.as_str() == WORKFLOW_TASK || worker.may_know(task.as_str());
     let consumers: Vec<_> = live.iter().filter(|worker| consumes(worker, queue)).collect();
     let task_is_in = || live.iter().filter(knows).flat_map(|worker| worker.queues.iter().cloned()).collect();
     if consumers.is_empty() {
@@ -114,7 +107,10 @@ fn lack(queue: &QueueName, task: &TaskName, workers: &[WorkerInfo]) -> Option<No
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{clock::Timestamp, record::WorkerHealth};
+    use crate::{
+        clock::Timestamp,
+        record::{MAX_DESCRIBED_TASKS, WorkerHealth},
+    };
 
     fn worker(queues: &[&str], tasks: &[&str]) -> WorkerInfo {
         let owned = |all: &[&str]| all.iter().map(ToString::to_string).collect();

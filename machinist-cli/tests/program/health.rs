@@ -89,6 +89,24 @@ fn a_worker_tells_how_it_is() {
 }
 
 #[test]
+fn a_worker_whose_only_key_was_revoked_cannot_work_and_says_so() {
+    let folder = Folder::with("key_file = \"own.key\"\n");
+    folder.key("own.key", "own");
+    let (worker, health) = HealthClient::start(&folder, &[]);
+    folder.write("machinist.toml", "[[keys]]\nid = \"own\"\nstate = \"revoked\"\n");
+    worker.signal(Signal::SIGHUP);
+    let answer = eventually("it is red", || {
+        let (code, answer) = health.ask("/health");
+        (code == 503).then_some(answer)
+    });
+    assert_eq!(
+        (&answer["color"], &answer["reason"]),
+        (&json!("red"), &json!("no key signs, so it takes no tasks"))
+    );
+    worker.stop().ended(0);
+}
+
+#[test]
 fn silent_connections_keep_nobody_from_an_answer() {
     let folder = Folder::new();
     let (worker, health) = HealthClient::start(&folder, &[]);
@@ -154,8 +172,15 @@ fn a_silent_broker_is_no_health_until_it_answers_again() {
     silent.broker.stall();
     let wrong = health.until("/healthz", 503);
     assert!(wrong.len() == 1 && wrong[0].starts_with("broker: "), "{wrong:?}");
-    let wrong = health.until("/readyz", 503);
-    assert!(wrong.iter().all(|text| text.starts_with("broker: ")), "{wrong:?}");
+    // At once: each of them waits for the broker.
+    let (code, colored) = std::thread::scope(|scope| {
+        let colored = scope.spawn(|| health.ask("/health"));
+        let wrong = health.until("/readyz", 503);
+        assert!(wrong.iter().all(|text| text.starts_with("broker: ")), "{wrong:?}");
+        colored.join().unwrap()
+    });
+    assert_eq!((code, &colored["color"]), (200, &json!("yellow")), "{colored}");
+    assert!(colored["reason"].as_str().unwrap().contains("broker"), "{colored}");
     silent.broker.pass();
     assert_eq!(health.until("/healthz", 200), [""; 0]);
     health.until("/readyz", 200);

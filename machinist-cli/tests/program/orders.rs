@@ -35,6 +35,23 @@ fn a_worker_restarts_only_where_an_exit_code_is_configured() {
 }
 
 #[test]
+fn a_worker_that_is_to_end_now_hands_back_what_runs() {
+    let wait = "[tasks.wait]\ncommand = [\"sleep\", \"1000\"]\n";
+    let folder = Folder::with(&format!("{wait}[worker]\nrestart_exit_code = 42\n"));
+    let id = folder.send(&["wait"]);
+    let ends = |order: &str, code: i32| {
+        let worker = folder.worker(&["--name", "one"]);
+        eventually("it runs", || (folder.status(&id)["state"] == "STARTED").then_some(()));
+        folder.run(&["workers", order, "one", "--now"]).ended(0);
+        worker.end().ended(code);
+        let status = folder.status(&id);
+        assert_eq!((&status["state"], &status["attempt"]), (&json!("PENDING"), &json!(1)), "{status}");
+    };
+    ends("drain", 75);
+    ends("restart", 42);
+}
+
+#[test]
 fn a_worker_that_has_done_enough_ends_to_be_started_again() {
     let folder = Folder::with(&format!("{TASKS}[worker]\nmax_tasks = 1\n"));
     folder.run(&["worker"]).ended(78).reports(&["max_tasks", "restart_exit_code"]);

@@ -21,7 +21,7 @@ use crate::{
     clock::Timestamp,
     id::{QueueName, RecordId, SessionId, TaskName},
     limit::Limit,
-    record::{Facts, PresenceState, WorkCounts, WorkerHealth, is_alive, name},
+    record::{Facts, MAX_DESCRIBED_TASKS, PresenceState, WorkCounts, WorkerHealth, is_alive, name},
     rfc3339,
 };
 
@@ -115,7 +115,7 @@ pub struct RegisteredName {
 pub struct WorkerFilter {
     /// Only those that take tasks from this queue.
     pub queue: Option<QueueName>,
-    /// Only those that run this task.
+    /// Only those that run this task, or may run it: they have more tasks than their sessions show.
     pub task: Option<TaskName>,
     /// Only those with this tag.
     pub tag: Option<String>,
@@ -216,6 +216,12 @@ impl WorkerInfo {
         let patterns = self.queues.iter().chain(&self.patterns).map(String::as_str);
         takes(patterns, |tag| self.tags.iter().any(|own| own == tag), queue.as_str())
     }
+
+    /// Returns `true` if it knows this task, as far as its description tells: one that describes as many tasks as it can may
+    /// know others.
+    pub(crate) fn may_know(&self, task: &str) -> bool {
+        self.tasks.len() >= MAX_DESCRIBED_TASKS || self.tasks.iter().any(|name| name == task)
+    }
 }
 
 impl WorkerFilter {
@@ -227,7 +233,7 @@ impl WorkerFilter {
     fn fits(&self, worker: &WorkerInfo) -> bool {
         let Self { queue, task, tag, state } = self;
         queue.as_ref().is_none_or(|queue| worker.takes_from(queue))
-            && task.as_ref().is_none_or(|task| worker.tasks.iter().any(|name| name == task.as_str()))
+            && task.as_ref().is_none_or(|task| worker.may_know(task.as_str()))
             && tag.as_ref().is_none_or(|tag| worker.tags.contains(tag))
             && state.is_none_or(|state| worker.state == state)
     }
@@ -265,7 +271,7 @@ impl Client {
         Ok(workers)
     }
 
-    /// Returns `true` if a live worker that does not drain takes tasks from this queue and knows this task.
+    /// Returns `true` if a live worker that does not drain takes tasks from this queue and knows this task, or may know it.
     pub(crate) async fn has_worker(&self, queue: &QueueName, task: &TaskName) -> Result<bool, BackendError> {
         let filter =
             WorkerFilter { queue: Some(queue.clone()), task: Some(task.clone()), ..WorkerFilter::new() };

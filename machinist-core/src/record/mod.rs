@@ -82,7 +82,7 @@ pub(crate) use overdue::{
 };
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
-pub(crate) use presence::{OrderAnswer, WorkCounts, memory_to_show};
+pub(crate) use presence::{MAX_DESCRIBED_TASKS, OrderAnswer, WorkCounts, memory_to_show};
 pub(crate) use progress::{add_progress, progress_commit};
 pub(crate) use retention::{MAX_DELAY, UNFINISHED_TTL, retention};
 pub(crate) use revoke::{

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 
+/// Maximum number of task names that the description of a worker holds.
+pub(crate) const MAX_DESCRIBED_TASKS: usize = 500;
+
 /// State of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     affinity::TagQueue,
-    receivers::MAX_DESCRIBED_TASKS,
+    fleet::WorkerInfo,
     record::{FailureKind, PresenceState, Record, TaskState},
 };
 
@@ -154,10 +154,8 @@ fn lack_of_workers(queue: &QueueSituation, task: Option<&str>) -> Option<WhyReas
         let requires = TagQueue::of(queue.name.as_str()).is_some();
         return Some(if requires { WhyReason::NoTag } else { WhyReason::NoConsumer });
     }
-    let knows = |tasks: &[String]| {
-        tasks.len() >= MAX_DESCRIBED_TASKS || task.is_none_or(|task| tasks.iter().any(|name| name == task))
-    };
-    let able: Vec<_> = queue.consumers().filter(|worker| knows(&worker.tasks)).collect();
+    let knows = |worker: &WorkerInfo| task.is_none_or(|task| worker.may_know(task));
+    let able: Vec<_> = queue.consumers().filter(|worker| knows(worker)).collect();
     if able.is_empty() {
         return Some(WhyReason::UnknownTask);
     }

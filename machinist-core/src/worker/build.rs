@@ -16,7 +16,7 @@ use super::{
     builder::{NewTask, WorkerBuilder},
     capacity::SlotPool,
     circuits::Circuits,
-    described::{DESCRIBED_TASKS, described_limits, described_patterns, described_shapes, described_tasks},
+    described::{described_limits, described_patterns, described_shapes, described_tasks},
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
     lease::Lease,
@@ -46,6 +46,7 @@ use crate::{
     limit::{Limit, LimitTarget},
     panics::note_places,
     periodic::Periodic,
+    record::MAX_DESCRIBED_TASKS,
 };
 
 /// RabbitMQ's default `consumer_timeout`.
@@ -318,7 +319,7 @@ fn about(
     let queues: Vec<_> = own.iter().filter_map(QueuePattern::queue).collect();
     let tags: Vec<_> = tags.iter().map(Tag::as_str).collect();
     let names: Vec<_> = tasks.keys().filter(|name| name.as_str() != WORKFLOW_TASK).collect();
-    let more = names.len().saturating_sub(DESCRIBED_TASKS);
+    let more = names.len().saturating_sub(MAX_DESCRIBED_TASKS);
     serde_json::json!({
         "host": host_name(),
         "pid": std::process::id(),

@@ -8,10 +8,8 @@ use crate::{
     args::TaskShape,
     id::{QueuePattern, TaskName},
     limit::{Limit, LimitTarget},
+    record::MAX_DESCRIBED_TASKS,
 };
-
-/// Maximum number of task names that the description of a worker holds.
-pub(super) const DESCRIBED_TASKS: usize = 500;
 
 /// Maximum number of arguments of a task that the description of a worker holds.
 const DESCRIBED_ARGS: usize = 32;
@@ -19,7 +17,7 @@ const DESCRIBED_ARGS: usize = 32;
 /// Returns the names of tasks as a session shows them.
 pub(super) fn described_tasks(mut names: Vec<&TaskName>) -> Value {
     names.sort_unstable();
-    names.truncate(DESCRIBED_TASKS);
+    names.truncate(MAX_DESCRIBED_TASKS);
     names.into_iter().map(TaskName::as_str).collect::<Vec<_>>().into()
 }
 
@@ -28,7 +26,7 @@ pub(super) fn described_shapes<'t>(tasks: impl Iterator<Item = (&'t TaskName, &'
     let known = tasks.filter(|(_, shape)| **shape != TaskShape::default());
     let mut shown: BTreeMap<&str, &TaskShape> = known.map(|(name, shape)| (name.as_str(), shape)).collect();
     shown.retain(|_, shape| shape.args.as_ref().is_none_or(|args| args.len() <= DESCRIBED_ARGS));
-    while shown.len() > DESCRIBED_TASKS {
+    while shown.len() > MAX_DESCRIBED_TASKS {
         shown.pop_last();
     }
     json!(shown)

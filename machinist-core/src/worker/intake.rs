@@ -96,6 +96,8 @@ impl Intake {
                 Some(consumer) => {
                     self.health.subscribed(consumer.health().into());
                     presence.set_subscribed(queues.clone());
+                    // What the last subscription has told is over.
+                    self.tell_of_connection(false);
                     presence.show(PresenceState::Awake);
                     let health = consumer.health();
                     let withdraws = tokio::select! {
@@ -113,15 +115,26 @@ impl Intake {
                     }
                 }
             }
-            queues = presence.subscription();
-            while queues.is_empty() {
-                self.sleep(None).await;
+            *consumer = loop {
                 queues = presence.subscription();
-            }
-            worker.sessions.alive().await;
-            worker.calls.give_up(false);
-            self.health.subscribing();
-            *consumer = Some(self.subscribe(&queues).await);
+                while queues.is_empty() {
+                    self.sleep(None).await;
+                    queues = presence.subscription();
+                }
+                worker.sessions.alive().await;
+                worker.calls.give_up(false);
+                self.health.subscribing();
+                presence.set_subscribing(true);
+                let subscribed = tokio::select! {
+                    biased;
+                    () = presence.wants_other_than(&queues) => None,
+                    subscribed = self.subscribe(&queues) => Some(subscribed),
+                };
+                presence.set_subscribing(false);
+                if subscribed.is_some() {
+                    break subscribed;
+                }
+            };
             worker.look_ahead.resubscribed();
             let subscribed: Vec<_> = queues.iter().cloned().collect();
             worker.list_queues(&subscribed).await;
@@ -193,13 +206,12 @@ impl Intake {
         let mut known_held_until = sessions.held_until();
         let mut disconnects_at_renewal = health.disconnects();
         let mut last_disconnects = disconnects_at_renewal;
-        let mut broker_away = false;
         loop {
             tokio::time::sleep(sessions.lease().check_interval()).await;
             let held_until = sessions.held_until();
             let disconnects = health.disconnects();
             let previous_disconnects = std::mem::replace(&mut last_disconnects, disconnects);
-            self.tell_of_connection(&mut broker_away, disconnects != previous_disconnects);
+            self.tell_of_connection(disconnects != previous_disconnects);
             if held_until != known_held_until {
                 // A connection lost since the last check may have been lost after the renewal.
                 known_held_until = held_until;
@@ -233,14 +245,14 @@ impl Intake {
 
     /// Emits that the connection to the broker was lost, or is up again. `lost` is `true` if it was lost since the last
     /// check.
-    fn tell_of_connection(&self, broker_away: &mut bool, lost: bool) {
-        let was_away = std::mem::replace(broker_away, lost);
-        let state = match (was_away, lost) {
+    fn tell_of_connection(&self, lost: bool) {
+        let presence = &self.processor.worker.sessions.presence;
+        let state = match (presence.broker_is_away(), lost) {
             (false, true) => WorkerState::BrokerAway,
             (true, false) => WorkerState::BrokerBack,
             _ => return,
         };
-        self.processor.worker.sessions.presence.set_broker_away(lost);
+        presence.set_broker_away(lost);
         self.processor.worker.calls.emit_state(state);
     }
 

@@ -19,7 +19,7 @@ use crate::{
 };
 use machinist_adapter::error::chain;
 
-/// Time in which the broker has to prepare a queue that a worker is ordered to take.
+/// Maximum time in which the broker has to prepare a queue that a worker is to take.
 pub(super) const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum number of slots that an order can give a worker.
 const MAX_CONCURRENCY: u32 = 10_000;
@@ -132,7 +132,9 @@ impl WorkerContext {
                 memory.wanted = Some(WantedState { worker, number: order.number, stored });
                 drop(memory);
                 let sleep = order.action == WorkerAction::Pause;
-                if self.sessions.presence.want_sleep(sleep) && sleep && order.now {
+                self.sessions.presence.want_sleep(sleep);
+                // Also of a worker that sleeps already, and whose runs were to end by themselves.
+                if sleep && order.now {
                     self.sessions.cut_off_all();
                 }
                 None
@@ -142,7 +144,8 @@ impl WorkerContext {
         }
     }
 
-    /// Obeys and answers the orders that were last read, the earliest first.
+    /// Obeys and answers the orders that were last read, the earliest first. The renewals of the session wait for this, so only
+    /// one of them changes options: what comes after it is left to the next renewal.
     pub(super) async fn obey_orders(&self) -> Result<(), BackendError> {
         let lost = self.apply_wanted_state().into_iter().chain(self.sessions.take_lost_switches());
         for commit in lost {
@@ -156,13 +159,21 @@ impl WorkerContext {
             .map(|(id, stored)| (self.app.0.trust.read_order(&worker, &stored), id, stored))
             .collect();
         read.sort_by_key(|(order, ..)| order.as_ref().map_or(i64::MIN, |order| order.number));
+        let mut changed = false;
         for (order, id, stored) in read {
             let answer = match &order {
                 Err(why) => Err(why.clone()),
                 Ok(order) => match self.decide(order) {
                     OrderDecision::NotYet => continue,
                     OrderDecision::Done => Ok(None),
-                    OrderDecision::Change => self.change(order).await,
+                    OrderDecision::Change if changed => {
+                        self.sessions.presence.woken.notify_one();
+                        break;
+                    }
+                    OrderDecision::Change => {
+                        changed = true;
+                        self.change(order).await
+                    }
                     OrderDecision::Refused(why) => Err(why.to_owned()),
                 },
             };
@@ -222,14 +233,17 @@ impl WorkerContext {
         answer
     }
 
-    /// Reads the configuration again. The renewals of the session wait for this, so it is dropped when it takes long. It has
-    /// changed nothing then.
+    /// Maximum time for a change of options. The renewals of the session wait for it.
+    fn change_timeout(&self) -> Duration {
+        PREPARE_TIMEOUT.min(self.sessions.lease().duration() / 2)
+    }
+
+    /// Reads the configuration again. It is dropped when it takes long. It has changed nothing then.
     async fn reload(&self) -> ChangeAnswer {
-        let reloaded = tokio::time::timeout(PREPARE_TIMEOUT, self.orders.reload()).await;
+        let within = self.change_timeout();
+        let reloaded = tokio::time::timeout(within, self.orders.reload()).await;
         reloaded.unwrap_or_else(|_| {
-            Err(format!(
-                "the configuration could not be applied within {PREPARE_TIMEOUT:?}; nothing has changed"
-            ))
+            Err(format!("the configuration could not be applied within {within:?}; nothing has changed"))
         })
     }
 
@@ -248,7 +262,7 @@ impl WorkerContext {
         let queues = changed_queues(before.clone(), change)?;
         let new: Vec<_> = queues.difference(&before).filter_map(QueuePattern::queue).collect();
         new.iter().try_for_each(|queue| self.may_take(queue))?;
-        self.prepare(&new).await?;
+        self.prepare(&new, self.change_timeout()).await?;
         if let Some(level) = &change.log_level {
             let unable = || Err("this program does not let its log level be set".to_owned());
             self.orders.set_log_level.as_ref().map_or_else(unable, |set| set(level))?;
@@ -269,14 +283,14 @@ impl WorkerContext {
     ///
     /// # Cancel safety
     /// A dropped future may leave queues that nobody consumes.
-    pub(super) async fn prepare(&self, new: &[QueueName]) -> Result<(), String> {
+    pub(super) async fn prepare(&self, new: &[QueueName], within: Duration) -> Result<(), String> {
         if new.is_empty() {
             return Ok(());
         }
-        match tokio::time::timeout(PREPARE_TIMEOUT, self.app.broker().prepare(new)).await {
+        match tokio::time::timeout(within, self.app.broker().prepare(new)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(format!("the broker: {}", chain(&error).join(": "))),
-            Err(_) => Err(format!("the broker: no answer within {PREPARE_TIMEOUT:?}")),
+            Err(_) => Err(format!("the broker: no answer within {within:?}")),
         }
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Presence {
     /// Queues to which the worker is subscribed.
     subscribed: watch::Sender<BTreeSet<QueueName>>,
     broker_away: AtomicBool,
+    /// `true` while the worker waits for the broker to confirm a subscription.
+    subscribing: AtomicBool,
     /// Wakes the renewals.
     pub(super) woken: Arc<Notify>,
 }
@@ -122,9 +124,14 @@ impl Presence {
         self.broker_away.store(away, Ordering::Relaxed);
     }
 
-    /// Sets whether people have paused the worker. Returns `true` if that is new.
-    pub(super) fn want_sleep(&self, sleep: bool) -> bool {
-        self.want(|wanted| wanted.paused_worker = sleep)
+    /// Sets whether the worker waits for the broker to confirm a subscription.
+    pub(super) fn set_subscribing(&self, subscribing: bool) {
+        self.subscribing.store(subscribing, Ordering::Relaxed);
+    }
+
+    /// Sets whether people have paused the worker.
+    pub(super) fn want_sleep(&self, sleep: bool) {
+        self.want(|wanted| wanted.paused_worker = sleep);
     }
 
     /// Sets the reason for which the worker sleeps by its timetable.
@@ -171,7 +178,13 @@ impl Presence {
 
     /// Returns the reason that the worker is asleep, if it is.
     pub(super) fn sleep_reason(&self) -> Option<SleepReason> {
-        let away = || SleepReason { reason: "the backend was away for a long time".to_owned(), wakes: true };
+        let away = || {
+            let reason = match self.subscribing.load(Ordering::Relaxed) {
+                true => "the broker has not confirmed its subscription yet",
+                false => "the backend was away for a long time",
+            };
+            SleepReason { reason: reason.to_owned(), wakes: true }
+        };
         (self.state() == PresenceState::Asleep)
             .then(|| self.wanted.borrow().sleep_reason().unwrap_or_else(away))
     }
@@ -246,7 +259,7 @@ mod tests {
         presence.want_queues(queues(["a", "b"]).into_iter().map(QueuePattern::from).collect());
         presence.want_paused(queues(["b", "c"]));
         assert_eq!(presence.subscription(), queues(["a"]));
-        assert!(presence.want_sleep(true) && !presence.want_sleep(true));
+        presence.want_sleep(true);
         assert!(presence.subscription().is_empty());
         presence.want_sleep(false);
         presence.show(PresenceState::Awake);
@@ -269,6 +282,8 @@ mod tests {
         said("no queue fits", true);
         presence.want_followed(queues(["t-1"]));
         said("the backend", true);
+        presence.set_subscribing(true);
+        said("the broker", true);
         presence.want_paused(queues(["t-1"]));
         said("queues resume", false);
         presence.want_by_gate(Some("no licence".to_owned()));

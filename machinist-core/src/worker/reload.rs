@@ -16,6 +16,7 @@ use super::{
     build::{can_sign, check_periodic, checked_limits},
     described::described_shapes,
     followed_queues::follows,
+    orders::PREPARE_TIMEOUT,
     parts::ReplaceableParts,
     processor::{RegisteredTask, RegisteredTasks, TaskProcessor},
 };
@@ -73,7 +74,7 @@ impl Reloader {
         let worker = &self.processor.worker;
         let _changing = worker.orders.changing.lock().await;
         let plan = self.plan(old, new, keys.as_ref())?;
-        worker.prepare(&plan.new_queues).await.map_err(BuildError::NewQueues)?;
+        worker.prepare(&plan.new_queues, PREPARE_TIMEOUT).await.map_err(BuildError::NewQueues)?;
         let concurrency = plan.parts.concurrency();
         // The last thing that can fail.
         worker.capacity.set_limit(concurrency).map_err(BuildError::NotNow)?;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     admissions::DisabledTasks,
-    described::{DESCRIBED_TASKS, described_limits, described_patterns, described_tasks},
+    described::{described_limits, described_patterns, described_tasks},
     events::WorkerEvents,
     held_places::HeldPlaces,
     lease::Lease,
@@ -34,9 +34,9 @@ use crate::{
     id::{QueueName, RecordId, RunId, SessionId, TaskId, TaskName},
     limit::{Limit, LimitTarget, live_limits},
     record::{
-        Claim, ClaimStatus, Facts, RenewalAction, WorkerHealth, claim_name, close_session, control_record,
-        holder_of, is_alive, keep_name, memory_to_show, name, name_record, numbered_name, open_session,
-        rename_session, renew_session, revoked_root,
+        Claim, ClaimStatus, Facts, MAX_DESCRIBED_TASKS, RenewalAction, WorkerHealth, claim_name,
+        close_session, control_record, holder_of, is_alive, keep_name, memory_to_show, name, name_record,
+        numbered_name, open_session, rename_session, renew_session, revoked_root,
     },
     tag::Tag,
 };
@@ -45,6 +45,8 @@ use crate::{
 const SHOWN_RUNS: usize = 10;
 /// Interval at which the name of the worker is kept from being forgotten.
 const KEEP_NAME_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Maximum number of sessions that are remembered, because they may hold a name and are not used.
+const MAX_UNUSED_SESSIONS: usize = 100;
 /// Maximum number of names that are passed over because another program has written into their records.
 const MAX_UNUSABLE_NAMES: u32 = 10;
 
@@ -101,6 +103,8 @@ impl ActiveRun {
 #[derive(Debug)]
 struct SessionState {
     session: SessionId,
+    /// Sessions that this process has opened since, and never used, because it got no answer about a name. They may hold one.
+    unused: Vec<SessionId>,
     /// Name that the session holds: that of the worker, perhaps with a number.
     held_name: Arc<str>,
     /// Time at which the name was last kept from being forgotten.
@@ -184,6 +188,7 @@ impl Sessions {
     ) -> Arc<Self> {
         let state = SessionState {
             session: SessionId::fresh(),
+            unused: Vec::new(),
             held_name: Arc::clone(&name),
             name_kept: Instant::now(),
             orders: Facts::new(),
@@ -246,7 +251,8 @@ impl Sessions {
             return Err(BackendError::Unavailable(format!("a new session has a record: {facts:?}").into()));
         }
         self.app.0.learn_time(asked, now?);
-        let taken = self.take_name(&session).await?;
+        self.note_unused(&session);
+        let taken = self.take_name(&held_name, &session).await?;
         if *taken != *held_name {
             self.commit(rename_session(&session, self.about_as(&taken))).await?;
             if *taken != *self.name {
@@ -256,11 +262,29 @@ impl Sessions {
                     "another live worker has this name, or its record cannot be used"
                 );
             }
-            self.state().held_name = taken;
+            let mut state = self.state();
+            state.held_name = taken;
+            // What was read of the other name says nothing.
+            state.orders = Facts::new();
         }
         self.replace_session(session, asked + self.lease.duration(), shown_runs);
         self.list().await;
         Ok(())
+    }
+
+    /// Notes a session that is not used until it has a name.
+    fn note_unused(&self, session: &SessionId) {
+        let mut state = self.state();
+        state.unused.push(session.clone());
+        // Older ones have expired.
+        let excess = state.unused.len().saturating_sub(MAX_UNUSED_SESSIONS);
+        state.unused.drain(..excess);
+    }
+
+    /// Returns `true` if a session is of this process: nobody else loses a name that it holds.
+    fn is_own(&self, session: &SessionId) -> bool {
+        let state = self.state();
+        *session == state.session || state.unused.contains(session)
     }
 
     /// Returns the name that the session holds: that of the worker, with a number if another live worker has it.
@@ -298,7 +322,7 @@ impl Sessions {
     ) {
         let mut state = self.state();
         state.about["tasks"] = described_tasks(tasks.iter().collect());
-        state.about["more_tasks"] = tasks.len().saturating_sub(DESCRIBED_TASKS).into();
+        state.about["more_tasks"] = tasks.len().saturating_sub(MAX_DESCRIBED_TASKS).into();
         state.about["shapes"] = shapes;
         state.about["limits"] = described_limits(limits);
         state.about["concurrency"] = concurrency.into();
@@ -344,13 +368,21 @@ impl Sessions {
         std::mem::take(&mut self.state().lost_switches)
     }
 
-    /// Takes the lowest name that no other live session holds. A session that dies in between holds nothing: the names
-    /// of sessions that are gone are free. A name whose record cannot be used is passed over.
-    async fn take_name(&self, session: &SessionId) -> Result<Arc<str>, BackendError> {
+    /// Takes the name that this worker holds, or the lowest one that no other live session holds. What people want belongs to
+    /// the name, so workers that have lost their sessions together must not swap their names. A session that dies in between
+    /// holds nothing: the names of sessions that are gone are free. A name whose record cannot be used is passed over.
+    async fn take_name(&self, held: &str, session: &SessionId) -> Result<Arc<str>, BackendError> {
         let (mut number, mut unusable) = (0, 0);
         loop {
+            let name = match number {
+                0 => held.to_owned(),
+                number => numbered_name(&self.name, number),
+            };
+            let tried = number > 0 && name == held;
             number += 1;
-            let name = numbered_name(&self.name, number);
+            if tried {
+                continue;
+            }
             match self.take_name_if_free(&name, session).await {
                 Ok(true) => return Ok(name.into()),
                 Ok(false) => {}
@@ -365,12 +397,11 @@ impl Sessions {
 
     /// Takes a name. Returns `false` if another live session holds it.
     async fn take_name_if_free(&self, name: &str, session: &SessionId) -> Result<bool, BackendError> {
-        let own = self.current();
         let backend = self.app.backend();
         loop {
             let facts = backend.read(&[name_record(name)]).await?.pop().unwrap_or_default();
             let holder = holder_of(&facts);
-            if let Some(holder) = holder.as_ref().filter(|holder| **holder != own && *holder != session) {
+            if let Some(holder) = holder.as_ref().filter(|holder| !self.is_own(holder)) {
                 let held = backend.read_each(&[RecordId::from(holder)]).await?;
                 // A record that cannot be used is no session. Its worker opens another.
                 if held.iter().any(|facts| facts.as_ref().is_ok_and(is_alive)) {
@@ -407,6 +438,7 @@ impl Sessions {
         {
             let mut state = self.state();
             state.session = session;
+            state.unused.clear();
             state.valid_until = valid_until;
             state.shown_runs = shown_runs;
             state.listed = false;
@@ -739,7 +771,11 @@ impl Sessions {
             calls.emit_state(WorkerState::SessionExpired { running: records.len() });
             calls.answered(true);
             calls.outcomes_are_recorded(self.lease.check_interval()).await;
+            let before = self.held_name();
             self.open().await?;
+            if self.held_name() != before {
+                self.read_control().await?;
+            }
         }
         // Before the runs are adopted: one whose place is taken does not go on.
         self.keep_places().await?;

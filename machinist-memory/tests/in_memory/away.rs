@@ -13,7 +13,7 @@ use crate::support::warm_up;
 use async_trait::async_trait;
 use machinist_conformance::eventually;
 use machinist_core::{
-    App, AsyncResult, State, TaskContext, TaskDef, TaskError, Worker,
+    App, AsyncResult, State, TaskContext, TaskDef, TaskError, Worker, WorkerAction, WorkerFilter, WorkerInfo,
     backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     broker::{
         Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
@@ -22,8 +22,8 @@ use machinist_core::{
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
     event::{Event, EventKind},
-    id::{QueueName, RecordId},
-    record::{Facts, TaskState},
+    id::{QueueName, RecordId, RecordKind},
+    record::{Facts, PresenceState, TaskState, WorkerHealth},
     sign::{Algorithm, Key, KeyState, Keyring},
     worker::{Drained, Health},
 };
@@ -110,8 +110,12 @@ struct View {
     broker: MemoryBroker,
     backend: MemoryBackend,
     away: Arc<AtomicBool>,
+    /// `true` if the broker confirms no subscription.
+    broker_away: Arc<AtomicBool>,
     /// `true` if the backend answers reads and refuses writes, as a Redis without memory does.
     refuses_writes: Arc<AtomicBool>,
+    /// Fact whose next write is done and not answered.
+    unanswered: Arc<Mutex<Option<&'static str>>>,
     /// Time that a request for the time takes until the backend reads its clock.
     slow_time: Arc<Mutex<Duration>>,
     /// What it did to the servers, and that it was done.
@@ -122,9 +126,10 @@ struct View {
 
 impl View {
     fn of(broker: &MemoryBroker, backend: &MemoryBackend) -> Self {
-        let (away, refuses_writes, slow_time, done, states) = Default::default();
+        let (away, broker_away, refuses_writes, unanswered) = Default::default();
+        let (slow_time, done, states) = Default::default();
         let (broker, backend) = (broker.connect(), backend.clone());
-        Self { broker, backend, away, refuses_writes, slow_time, done, states }
+        Self { broker, backend, away, broker_away, refuses_writes, unanswered, slow_time, done, states }
     }
 
     fn lose_backend(&self, away: bool) {
@@ -202,7 +207,11 @@ impl Backend for View {
         let names: Vec<_> = batch.iter().flat_map(|c| &c.facts).map(|(name, _)| name.to_string()).collect();
         match self.writable() {
             Ok(backend) => {
-                let answers = backend.commit(batch).await;
+                let mut answers = backend.commit(batch).await;
+                let mut unanswered = self.unanswered.lock().unwrap();
+                if unanswered.take_if(|fact| names.iter().any(|name| name == fact)).is_some() {
+                    answers.fill_with(|| Err(BackendError::Unavailable("the answer is lost".into())));
+                }
                 names.into_iter().for_each(|name| self.note(name));
                 answers
             }
@@ -246,6 +255,9 @@ impl Broker for View {
     }
     async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
         self.note("subscription");
+        if self.broker_away.load(Ordering::SeqCst) {
+            return Err(BrokerError::Unavailable("the test took it away".into()));
+        }
         self.broker.consume(what).await
     }
     async fn consume_side_queue(
@@ -287,6 +299,7 @@ impl Running {
         let app = observed.build().await.unwrap();
         let (probe, gate) = (TaskProbe::default(), Gate::default());
         let worker = Worker::builder(&app)
+            .name("w")
             .concurrency(2)
             .session_lease(LEASE)
             .state(probe.clone())
@@ -338,6 +351,27 @@ impl Harness {
     async fn queue(&self) -> (u64, u64) {
         let depth = self.broker.depth(&[queue()]).await.unwrap().pop().unwrap();
         (depth.ready.unwrap_or_default(), depth.consumers.unwrap_or_default())
+    }
+
+    /// The live workers, by name.
+    async fn workers(&self) -> Vec<WorkerInfo> {
+        self.app.client().workers(&WorkerFilter::new()).await.unwrap()
+    }
+
+    /// Waits until exactly these workers live, in these states.
+    async fn lists(&self, wanted: &[(&str, PresenceState)]) {
+        let listed = async || {
+            let workers = self.workers().await;
+            workers.iter().map(|worker| (&*worker.name, worker.state)).eq(wanted.iter().copied())
+        };
+        until("the workers", listed).await;
+    }
+
+    async fn orders(&self, worker: &str, action: WorkerAction) -> bool {
+        let mut workers = self.workers().await;
+        workers.retain(|live| live.name == worker);
+        let (_, results) = self.app.client().order_workers(&workers, action, false).await.unwrap();
+        results[0].done
     }
 
     async fn facts<R>(&self, task: &AsyncResult<R>) -> Facts {
@@ -682,5 +716,147 @@ async fn no_task_starts_early_however_slowly_the_backend_tells_the_time() {
     succeeds(&task).await;
     let truth = harness.backend.now().await.unwrap().minus(begun.elapsed());
     assert!(truth >= due, "started {:?} early", due.since(truth));
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_of_one_name_that_have_lost_their_sessions_keep_their_names_and_their_pauses() {
+    let harness = Harness::new().await;
+    let states = [("w", PresenceState::Awake), ("w#2", PresenceState::Asleep)];
+    let first = harness.worker().await;
+    harness.lists(&states[..1]).await;
+    let second = harness.worker().await;
+    until("both", async || harness.workers().await.len() == 2).await;
+    assert!(harness.orders("w#2", WorkerAction::Pause).await);
+    harness.lists(&states).await;
+    first.view.lose_backend(true);
+    second.view.lose_backend(true);
+    harness.lists(&[]).await;
+    // The second comes back first.
+    second.view.lose_backend(false);
+    harness.lists(&states[1..]).await;
+    first.view.lose_backend(false);
+    harness.lists(&states).await;
+    harness.send("quick").await;
+    until("it to run", async || first.probe.begun() == 1).await;
+    assert!(first.stops().await.is_clean());
+    assert!(second.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_not_told_that_it_has_its_name_keeps_it() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    worker.view.lose_backend(true);
+    harness.lists(&[]).await;
+    *worker.view.unanswered.lock().unwrap() = Some("holder");
+    worker.view.lose_backend(false);
+    until("its session", async || harness.workers().await.iter().any(|w| w.state == PresenceState::Asleep))
+        .await;
+    tokio::time::sleep(LEASE).await;
+    assert!(worker.view.unanswered.lock().unwrap().is_none());
+    harness.lists(&[("w", PresenceState::Asleep)]).await;
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_gets_another_name_goes_by_what_is_wanted_of_that_name() {
+    let harness = Harness::new().await;
+    let [w, of_two, of_three] = ["w", "w#2", "w#3"];
+    let (awake, asleep) = (PresenceState::Awake, PresenceState::Asleep);
+    let first = harness.worker().await;
+    harness.lists(&[(w, awake)]).await;
+    let second = harness.worker().await;
+    harness.lists(&[(w, awake), (of_two, awake)]).await;
+    assert!(harness.orders(of_two, WorkerAction::Pause).await);
+    second.view.lose_backend(true);
+    harness.lists(&[(w, awake)]).await;
+    // The next process takes the name that is free, and with it the pause.
+    let third = harness.worker().await;
+    harness.lists(&[(w, awake), (of_two, asleep)]).await;
+    second.view.lose_backend(false);
+    harness.lists(&[(w, awake), (of_two, asleep), (of_three, awake)]).await;
+    tokio::time::sleep(LEASE).await;
+    let name = harness.backend.read(&[RecordId::new(RecordKind::Worker, of_three)]).await.unwrap().remove(0);
+    assert!(!name.has("wanted"), "the pause of another name was written there");
+    for worker in [first, second, third] {
+        assert!(worker.stops().await.is_clean());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_was_paused_without_its_broker_is_well_when_it_has_subscribed_again() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    until("it to show that", async || {
+        harness.broker.interrupt();
+        harness.workers().await[0].health == WorkerHealth::Yellow
+    })
+    .await;
+    assert_eq!(harness.workers().await[0].health_reason.as_deref(), Some("the broker is away"));
+    // Between two looks at the connection.
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    assert!(harness.orders("w", WorkerAction::Resume).await);
+    let report = worker.health.report().await;
+    assert_eq!((report.color, report.reason), (WorkerHealth::Green, None));
+    until("it to show that", async || harness.workers().await[0].health == WorkerHealth::Green).await;
+    worker.view.has_seen(["broker_away", "asleep", "broker_back", "resubscribed"]).await;
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_waits_for_its_broker_hears_orders_and_says_what_it_waits_for() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    let says = async |part: &str| {
+        let asleep = async || harness.workers().await.remove(0).asleep;
+        until(part, async || asleep().await.is_some_and(|asleep| asleep.contains(part))).await;
+    };
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    worker.view.broker_away.store(true, Ordering::SeqCst);
+    assert!(!harness.orders("w", WorkerAction::Resume).await, "it takes no tasks yet");
+    says("the broker has not confirmed").await;
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    says("it was paused").await;
+    worker.view.broker_away.store(false, Ordering::SeqCst);
+    assert!(harness.orders("w", WorkerAction::Resume).await);
+    succeeds(&harness.send("quick").await).await;
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_does_not_end_after_its_cancellation_makes_its_worker_yellow() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    let waits = WORK.call(("waits".to_owned(),)).soft_timeout(secs(1));
+    let waits = harness.app.client().send(waits).await.unwrap();
+    until("it to show that", async || harness.workers().await[0].health == WorkerHealth::Yellow).await;
+    let shown = harness.workers().await.remove(0).health_reason;
+    assert_eq!(shown.as_deref(), Some("cancelled handlers that have not ended: 1"));
+    let report = worker.health.report().await;
+    assert_eq!((report.color, report.reason), (WorkerHealth::Yellow, shown));
+    worker.probe.may_end.cancel();
+    succeeds(&waits).await;
+    until("it to be well", async || harness.workers().await[0].health == WorkerHealth::Green).await;
+    assert_eq!(worker.health.report().await.color, WorkerHealth::Green);
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_backend_is_away_reports_itself_yellow() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    worker.view.lose_backend(true);
+    let report = worker.health.report().await;
+    let reason = report.reason.unwrap();
+    assert!(report.color == WorkerHealth::Yellow && reason.starts_with("backend: "), "{reason}");
+    worker.view.lose_backend(false);
+    assert_eq!(worker.health.report().await.color, WorkerHealth::Green);
     assert!(worker.stops().await.is_clean());
 }

@@ -12,6 +12,7 @@ mod continue_with;
 mod dead;
 mod definition;
 mod delays;
+mod described;
 mod event_stream;
 mod events;
 mod fair_queues;

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -12,22 +12,32 @@ use std::{
 use crate::support::Running;
 use bytes::Bytes;
 use machinist_core::{
-    App, Arg, Client, QueuePattern, Results, Signature, TaskContext, TaskDef, TaskError, WhyClass, WhyReason,
-    Worker, WorkerAction, WorkerChange, WorkerFilter,
+    App, Arg, Client, QueuePattern, Results, Signature, State, TaskContext, TaskDef, TaskError, WhyClass,
+    WhyReason, Worker, WorkerAction, WorkerChange, WorkerFilter,
     backend::{Backend, Commit},
     id::{RecordId, RecordKind, TaskName},
     limit::{Limit, LimitTarget},
     periodic::{Periodic, Schedule},
-    record::PresenceState,
+    record::{PresenceState, TaskState},
     sign::{Algorithm, Key},
     worker::{BuildError, Gate, SleepHours, TaskOptions},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 
 const WORK: TaskDef<(), ()> = TaskDef::new("work");
+/// Its first run ends when it is told to; the next one ends at once.
+const HOLD: TaskDef<(), ()> = TaskDef::new("hold");
 const MINUTE: Duration = Duration::from_secs(60);
 
 async fn work() -> Result<(), TaskError> {
+    Ok(())
+}
+
+async fn hold(cx: TaskContext, State(runs): State<Arc<AtomicU32>>) -> Result<(), TaskError> {
+    if runs.fetch_add(1, Ordering::SeqCst) == 0 {
+        cx.cancellation().cancelled().await;
+        return Err(TaskError::new("told to end"));
+    }
     Ok(())
 }
 
@@ -391,4 +401,85 @@ async fn an_order_to_a_process_that_has_gone_is_not_done_and_says_why() {
     let next = servers.worker();
     is_in(&client, PresenceState::Asleep).await;
     next.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_paused_already_hands_back_what_still_runs_there() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let runs = Arc::new(AtomicU32::new(0));
+    let worker = |name: &str| {
+        Running::start(Worker::builder(&servers.app).name(name).state(Arc::clone(&runs)).task(HOLD, hold))
+    };
+    let one = worker("one");
+    let task = client.send(HOLD.call(())).await.unwrap();
+    comes("it runs", async || task.state().await.unwrap() == TaskState::Started).await;
+    order(&client, WorkerAction::Pause).await;
+    let paused = client.workers(&WorkerFilter::new()).await.unwrap();
+    let two = worker("two");
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(task.state().await.unwrap(), TaskState::Started, "what runs goes on");
+    let (_, results) = client.order_workers(&paused, WorkerAction::Pause, true).await.unwrap();
+    assert!(results[0].done, "{results:?}");
+    task.wait(MINUTE).await.unwrap();
+    let record = task.record().await.unwrap();
+    assert_eq!((record.attempt, record.worker.as_deref()), (1, Some("two")));
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn orders_that_take_long_cost_a_worker_no_session() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let worker = Worker::builder(&servers.app).name("w").task(WORK, work).build().unwrap();
+    worker.on_reload(std::future::pending);
+    let stages = worker.stages();
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    awake(&client).await;
+    let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+    let reload =
+        async || client.order_workers(&workers, WorkerAction::Reload, false).await.unwrap().1.remove(0);
+    for answer in <[_; 2]>::from(tokio::join!(reload(), reload())) {
+        let reason = answer.reason.unwrap();
+        assert!(reason.contains("could not be applied within 7.5s"), "{reason}");
+    }
+    let now = client.workers(&WorkerFilter::new()).await.unwrap();
+    assert_eq!(now[0].incarnation, workers[0].incarnation, "its session has expired");
+    stages.advance();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_remembered_for_thirty_days_and_while_its_worker_lives() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let servers = servers().await;
+    let client = servers.app.client();
+    // Few renewals in a month.
+    let worker =
+        || Running::start(Worker::builder(&servers.app).name("w").session_lease(4 * DAY).task(WORK, work));
+    let first = worker();
+    awake(&client).await;
+    order(&client, WorkerAction::Pause).await;
+    for _ in 0..35 {
+        tokio::time::advance(DAY).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let second = worker();
+    let both = [("w".to_owned(), PresenceState::Asleep), ("w#2".to_owned(), PresenceState::Awake)];
+    comes("the first keeps its name", async || {
+        let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+        workers.into_iter().map(|worker| (worker.name, worker.state)).eq(both.clone())
+    })
+    .await;
+    second.stop().await;
+    first.stop().await;
+    tokio::time::advance(27 * DAY).await;
+    let next = worker();
+    is_in(&client, PresenceState::Asleep).await;
+    next.stop().await;
+    tokio::time::advance(31 * DAY).await;
+    let forgotten = worker();
+    is_in(&client, PresenceState::Awake).await;
+    forgotten.stop().await;
 }
