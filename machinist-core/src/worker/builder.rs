@@ -284,7 +284,7 @@ impl WorkerBuilder {
     }
 
     /// Sets the function by which an order changes the log level of the program. Unless it is set, such orders are refused.
-    /// Its error is the answer to the order.
+    /// Its error is the answer to the order; a panic is a refusal.
     pub fn set_log_level(mut self, set: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static) -> Self {
         self.set_log_level = Some(Arc::new(set));
         self

@@ -4,7 +4,9 @@
 //! wake-up, or has started after the order, obeys it too. A process that dies before its answer leaves the order for the
 //! next process of its name, or for its expiry.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, panic::AssertUnwindSafe, time::Duration};
+
+use futures_util::FutureExt as _;
 
 use super::{
     WorkerContext,
@@ -225,12 +227,19 @@ impl WorkerContext {
     /// Reads the configuration again. The renewals of the session wait for this, so it is dropped when it takes long. It has
     /// changed nothing then.
     async fn reload(&self) -> ChangeAnswer {
-        let reloaded = tokio::time::timeout(PREPARE_TIMEOUT, self.orders.reload()).await;
-        reloaded.unwrap_or_else(|_| {
-            Err(format!(
+        let reload = AssertUnwindSafe(self.orders.reload()).catch_unwind();
+        match tokio::time::timeout(PREPARE_TIMEOUT, reload).await {
+            Ok(Ok(answer)) => answer,
+            // The session would expire if the panic ended its renewals.
+            Ok(Err(_panic)) => {
+                self.app.0.observers.hook_failed();
+                tracing::error!("the function that reads the configuration again panicked");
+                Err("the function that reads the configuration again panicked".to_owned())
+            }
+            Err(_) => Err(format!(
                 "the configuration could not be applied within {PREPARE_TIMEOUT:?}; nothing has changed"
-            ))
-        })
+            )),
+        }
     }
 
     /// Changes the options. An error has changed nothing.
@@ -250,8 +259,13 @@ impl WorkerContext {
         new.iter().try_for_each(|queue| self.may_take(queue))?;
         self.prepare(&new).await?;
         if let Some(level) = &change.log_level {
-            let unable = || Err("this program does not let its log level be set".to_owned());
-            self.orders.set_log_level.as_ref().map_or_else(unable, |set| set(level))?;
+            let unable = || "this program does not let its log level be set".to_owned();
+            let set = self.orders.set_log_level.as_ref().ok_or_else(unable)?;
+            let panicked = || Err("the function that sets the log level panicked".to_owned());
+            let observers = &self.app.0.observers;
+            observers
+                .call_hook("the function that sets the log level", || set(level))
+                .unwrap_or_else(panicked)?;
         }
         if let Some(concurrency) = change.concurrency {
             let slots = usize::try_from(concurrency).unwrap_or(usize::MAX);

@@ -392,3 +392,30 @@ async fn an_order_to_a_process_that_has_gone_is_not_done_and_says_why() {
     is_in(&client, PresenceState::Asleep).await;
     next.stop().await;
 }
+
+/// The order is answered by the renewals of the session, which go on.
+#[tokio::test(start_paused = true)]
+async fn an_order_that_makes_the_program_panic_is_refused_and_harms_nothing_else() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let broken = |_: &str| -> Result<(), String> { panic!("no level") };
+    let worker =
+        Worker::builder(&servers.app).name("w").task(WORK, work).set_log_level(broken).build().unwrap();
+    worker.on_reload(|| -> std::future::Ready<_> { panic!("no configuration") });
+    let stages = worker.stages();
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    awake(&client).await;
+    let mut change = WorkerChange::default();
+    change.log_level = Some("debug".to_owned());
+    let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+    for action in [WorkerAction::Set(change), WorkerAction::Reload] {
+        let (_, answers) = client.order_workers(&workers, action, false).await.unwrap();
+        let reason = answers[0].reason.as_deref().unwrap();
+        assert!(!answers[0].done && reason.ends_with("panicked"), "{reason}");
+    }
+    tokio::time::sleep(5 * MINUTE).await;
+    assert_eq!(client.workers(&WorkerFilter::new()).await.unwrap()[0].incarnation, workers[0].incarnation);
+    client.send(WORK.call(())).await.unwrap().wait(MINUTE).await.unwrap();
+    stages.advance();
+    running.await.unwrap().unwrap();
+}

@@ -1,8 +1,9 @@
 //! Orders: adding, pausing, resuming, removing, triggering; and what a lost backend keeps.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use machinist_core::{
+    PublishHook, TaskId,
     backend::{Backend, Commit, Index, IndexUpdate},
     id::{RecordId, RecordKind},
     periodic::{Periodic, PeriodicError, Schedule, Source},
@@ -249,4 +250,20 @@ async fn what_contradicts_itself_is_refused_before_anything_is_written() {
         assert!(matches!(error, PeriodicError::Invalid { .. } | PeriodicError::Send(_)), "{error}");
     }
     assert_eq!(client.periodic_tasks().await.unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_panics_stops_no_periodic_task() {
+    struct Broken;
+    impl PublishHook for Broken {
+        fn before_publish(&self, _: &TaskId, _: &str, _: &mut BTreeMap<String, String>) {
+            panic!("the hook")
+        }
+    }
+    let house = House::new();
+    house.client().await.add_periodic(&every("beat", SECOND, Duration::ZERO)).await.unwrap();
+    let worker = house.start_with("w", None, |app| app.on_publish(Broken), |worker| worker).await;
+    sleep(SECOND * 5 + SECOND / 2).await;
+    assert_eq!(house.ran_once(), seconds("beat", 1..=5));
+    worker.stop().await;
 }
