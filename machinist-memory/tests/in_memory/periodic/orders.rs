@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use machinist_core::{
-    PublishHook, TaskId,
+    Client, PublishHook, TaskId,
     backend::{Backend, Commit, Index, IndexUpdate},
     id::{RecordId, RecordKind},
     periodic::{Periodic, PeriodicError, Schedule, Source},
@@ -265,5 +265,24 @@ async fn a_hook_that_panics_stops_no_periodic_task() {
     let worker = house.start_with("w", None, |app| app.on_publish(Broken), |worker| worker).await;
     sleep(SECOND * 5 + SECOND / 2).await;
     assert_eq!(house.ran_once(), seconds("beat", 1..=5));
+    worker.stop().await;
+}
+
+/// The one that came first was replaced before a worker had read it.
+#[tokio::test(start_paused = true)]
+async fn of_two_triggers_at_once_only_the_one_that_was_sent_succeeds() {
+    let house = House::new();
+    let client = house.client().await;
+    client.add_periodic(&every("hourly", MINUTE * 60, Duration::ZERO)).await.unwrap();
+    let trigger = |client: Client| tokio::spawn(async move { client.trigger_periodic("hourly").await });
+    let first = trigger(client.clone());
+    sleep(SECOND).await;
+    let second = trigger(client);
+    sleep(SECOND).await;
+    let worker = house.start("w").await;
+    let (first, second) = (first.await.unwrap(), second.await.unwrap().unwrap());
+    assert!(matches!(first, Err(PeriodicError::TriggerReplaced { .. })), "{first:?}");
+    sleep(SECOND).await;
+    assert_eq!(house.ran_once(), [second.id.to_string()]);
     worker.stop().await;
 }
