@@ -1,9 +1,9 @@
 //! Orders: adding, pausing, resuming, removing, triggering; and what a lost backend keeps.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use machinist_core::{
-    Client, PublishHook, TaskId,
+    Client, PublishHook, TaskId, Worker,
     backend::{Backend, Commit, Index, IndexUpdate},
     id::{RecordId, RecordKind},
     periodic::{Periodic, PeriodicError, Schedule, Source},
@@ -11,7 +11,7 @@ use machinist_core::{
 };
 use tokio::time::sleep;
 
-use super::house::{House, MINUTE, SECOND, TICK, at, every, seconds, untyped};
+use super::house::{House, MINUTE, SECOND, TICK, at, every, seconds, tick, untyped};
 
 /// Loses everything that the backend knows of a periodic task.
 async fn lose(house: &House, name: &str) {
@@ -285,4 +285,42 @@ async fn of_two_triggers_at_once_only_the_one_that_was_sent_succeeds() {
     sleep(SECOND).await;
     assert_eq!(house.ran_once(), [second.id.to_string()]);
     worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_forgets_no_live_definition() {
+    let house = House::new();
+    let client = house.client().await;
+    client.add_periodic(&every("beat", SECOND, Duration::ZERO)).await.unwrap();
+    let app = house.builder().build().await.unwrap();
+    let builder = || Worker::builder(&app);
+    let code = || every("code", SECOND, Duration::ZERO);
+    let worker = builder().name("w").state(Arc::clone(&house.runs)).task(TICK, tick).periodic(code());
+    let worker = worker.build().unwrap();
+    let (reloader, stages) = (worker.reloader(), worker.stages());
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    sleep(SECOND * 5).await;
+    lose(&house, "beat").await;
+    reloader
+        .reload(builder(), builder().periodic(every("file", SECOND, Duration::ZERO)), None)
+        .await
+        .unwrap();
+    sleep(MINUTE).await;
+    let beat = client.periodic_task("beat").await.unwrap().expect("it is written back");
+    assert!(beat.restored.is_some());
+    reloader
+        .reload(builder().periodic(every("file", SECOND, Duration::ZERO)), builder(), None)
+        .await
+        .unwrap();
+    sleep(SECOND + SECOND / 2).await;
+    let before = house.ran_once();
+    sleep(SECOND * 10).await;
+    let after = house.ran_once();
+    let ticks =
+        |ran: &[String], name: &str| ran.iter().filter(|id| id.starts_with(&format!("tick.{name}."))).count();
+    for (name, more) in [("beat", 10), ("code", 10), ("file", 0)] {
+        assert_eq!(ticks(&after, name), ticks(&before, name) + more, "{name}");
+    }
+    stages.advance();
+    running.await.unwrap().unwrap();
 }
