@@ -260,7 +260,7 @@ impl WorkerBuilder {
 
     /// Sets the gate of the worker: a function that is asked before the worker subscribes, and each second after that. While
     /// it is closed, the worker is asleep and shows the reason. A gate that panics, or gives no answer in 10 s, stays as it
-    /// was; before its first answer it is open.
+    /// was; before its first answer it is closed.
     ///
     /// # Examples
     /// ```

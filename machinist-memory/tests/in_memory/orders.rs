@@ -220,6 +220,28 @@ async fn a_worker_sleeps_while_its_gate_is_closed_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_gate_that_has_not_answered_yet_is_closed() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let works = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&works);
+    let gate = move |_| {
+        let works = asked.load(Ordering::Relaxed);
+        async move { if works { Gate::Open } else { panic!("the gate") } }
+    };
+    let worker = Running::start(Worker::builder(&servers.app).name("w").task(WORK, work).gate(gate));
+    is_in(&client, PresenceState::Asleep).await;
+    let asleep = client.workers(&WorkerFilter::new()).await.unwrap()[0].asleep.clone().unwrap();
+    assert_eq!(asleep, "its gate has not answered yet");
+    let task = client.send(WORK.call(())).await.unwrap();
+    tokio::time::sleep(MINUTE).await;
+    assert!(task.record().await.unwrap().started_at.is_none());
+    works.store(true, Ordering::Relaxed);
+    task.wait(MINUTE).await.unwrap();
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_sleeps_by_its_timetable() {
     let servers = servers().await;
     let client = servers.app.client();
