@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Folder, eventually};
+use crate::{
+    servers::servers,
+    support::{Folder, eventually},
+};
 
 const TASKS: &str = "[tasks.mark]\ncommand = [\"touch\", \"ran\"]\n";
 
@@ -62,15 +65,14 @@ fn a_paused_fleet_starts_nothing_until_it_is_resumed_also_after_a_restart() {
     });
 }
 
-#[test]
-fn the_second_live_process_of_a_name_is_told_apart_and_drained_alone() {
-    let folder = Folder::with(TASKS);
+fn the_second_live_process_is_drained_alone(folder: &Folder) {
+    folder.write("machinist.toml", TASKS);
     let _first = folder.worker(&["--name", "same"]);
     let second = folder.worker(&["--name", "same"]);
-    listed(&folder, &[("same", "awake"), ("same#2", "awake")]);
+    listed(folder, &[("same", "awake"), ("same#2", "awake")]);
     folder.run(&["workers", "drain", "same#2"]).ended(0);
     second.end().ended(0);
-    listed(&folder, &[("same", "awake")]);
+    listed(folder, &[("same", "awake")]);
     folder.run(&["workers", "pause", "other"]).ended(3).reports(&["other", "live workers: same"]);
     folder.run(&["workers", "pause", "sme"]).ended(3).reports(&["did you mean same?"]);
     folder.run(&["workers", "pause"]).ended(64);
@@ -81,10 +83,21 @@ fn the_second_live_process_of_a_name_is_told_apart_and_drained_alone() {
 }
 
 #[test]
-fn a_disabled_task_waits_and_spends_no_attempt() {
-    let folder = Folder::with(TASKS);
+fn the_second_live_process_of_a_name_is_told_apart_and_drained_alone() {
+    the_second_live_process_is_drained_alone(&Folder::new());
+}
+
+#[test]
+fn the_second_live_process_is_drained_alone_on_rabbitmq_and_redis() {
+    if let Some(folder) = servers("the_second_live_process_is_drained_alone_on_rabbitmq_and_redis") {
+        the_second_live_process_is_drained_alone(&folder);
+    }
+}
+
+fn a_disabled_task_waits(folder: &Folder) {
+    folder.write("machinist.toml", TASKS);
     let _worker = folder.worker(&["--name", "one"]);
-    listed(&folder, &[("one", "awake")]);
+    listed(folder, &[("one", "awake")]);
     let disabled = folder.run(&["registered", "disable", "mark", "--json"]).ended(0).json();
     assert_eq!(disabled["unconfirmed"], json!([]));
     assert_eq!(folder.run(&["registered", "--json"]).json()[0]["enabled"], false);
@@ -97,6 +110,18 @@ fn a_disabled_task_waits_and_spends_no_attempt() {
     folder.run(&["registered", "enable", "mark"]).ended(0);
     eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
     assert_eq!(folder.status(&id)["attempt"], 1);
+}
+
+#[test]
+fn a_disabled_task_waits_and_spends_no_attempt() {
+    a_disabled_task_waits(&Folder::new());
+}
+
+#[test]
+fn a_disabled_task_waits_on_rabbitmq_and_redis() {
+    if let Some(folder) = servers("a_disabled_task_waits_on_rabbitmq_and_redis") {
+        a_disabled_task_waits(&folder);
+    }
 }
 
 #[test]
