@@ -6,7 +6,7 @@ use machinist::{
     App, Client, OrderError, OrderResult, WorkerAction, WorkerChange, WorkerFilter, WorkerInfo, nearest,
     record::PresenceState,
     settings::Settings,
-    view::{OrderView, WorkerView},
+    view::{OrderView, WorkerRunView, WorkerView},
 };
 
 use super::{connect, connect_reader};
@@ -129,8 +129,10 @@ async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, Cli
     let targets = WorkerTargets { names: vec![name], ..WorkerTargets::default() };
     let workers = selected(&app.client(), &targets).await?;
     for worker in &workers {
+        let runs = client.worker_runs(worker).await?;
+        let view = WorkerView::with_runs(worker, &runs);
         if json {
-            output::json(&WorkerView::from(worker))?;
+            output::json(&view)?;
             continue;
         }
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
@@ -153,9 +155,16 @@ async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, Cli
             ("failed", worker.failed.to_string()),
             ("retried", worker.retried.to_string()),
             ("memory", worker.memory.map_or_else(|| "-".to_owned(), |bytes| format!("{} MiB", bytes >> 20))),
-            ("runs", worker.runs.join(", ")),
         ] {
             output::line(format!("{label:<13}{value}").trim_end())?;
+        }
+        for WorkerRunView { id, task, since, .. } in view.runs {
+            let since = since.map_or_else(String::new, |since| format!(" since {since}"));
+            output::line(&format!("{:<13}{id} {}{since}", "runs", task.unwrap_or("-")))?;
+        }
+        let unnamed = (worker.running as usize).saturating_sub(worker.runs.len());
+        if unnamed > 0 {
+            output::note(&format!("machinist: {unnamed} further tasks run, and are only counted"));
         }
     }
     app.broker().close().await;

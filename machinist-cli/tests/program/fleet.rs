@@ -155,3 +155,21 @@ fn registered_tasks_tell_their_arguments_as_far_as_they_are_known() {
     let shown = folder.run(&["registered"]).ended(0).stdout;
     assert!(shown.contains("src, width"), "{shown}");
 }
+
+#[test]
+fn a_worker_shows_what_it_runs() {
+    let folder = Folder::new();
+    let _worker = folder.worker(&["--name", "one", "--demo"]);
+    let id = folder.send(&["sleep", "600000"]);
+    eventually("it runs", || (folder.status(&id)["state"] == "STARTED").then_some(()));
+    // The worker renews its session at an order, and says what it runs.
+    let runs = eventually("it is shown", || {
+        folder.run(&["workers", "ping", "one"]).ended(0);
+        let shown = folder.run(&["workers", "show", "one", "--json"]).ended(0).json();
+        (shown["runs"] != json!([])).then(|| shown["runs"].clone())
+    });
+    let started = &folder.status(&id)["started_at"];
+    assert_eq!(runs, json!([{ "id": id, "task": "sleep", "since": started }]));
+    let shown = folder.run(&["workers", "show", "one"]).ended(0).stdout;
+    assert!(shown.contains(&format!("{id} sleep since ")), "{shown}");
+}
