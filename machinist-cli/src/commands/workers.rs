@@ -62,12 +62,18 @@ async fn list(args: &WorkersArgs, settings: &Settings, json: bool) -> Result<Cod
         StateArg::Awake => PresenceState::Awake,
         StateArg::Asleep => PresenceState::Asleep,
         StateArg::Draining => PresenceState::Draining,
+        StateArg::Offline => PresenceState::Offline,
     });
+    if args.state == Some(StateArg::Offline) {
+        output::note("machinist: workers that have ended are not listed");
+    }
     let mut shown = None;
     loop {
-        let workers = client.workers(&filter).await?;
+        let mut workers = client.workers(&filter).await?;
+        let next = args.page.cut(&mut workers, |worker| worker.name.clone());
         if shown.as_ref() != Some(&workers) {
             print(&workers, json)?;
+            output::note_next(next);
             shown = Some(workers);
         }
         if !args.watch {
@@ -127,7 +133,8 @@ fn health(worker: &WorkerInfo) -> String {
 async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
     let targets = WorkerTargets { names: vec![name], ..WorkerTargets::default() };
-    let workers = selected(&app.client(), &targets).await?;
+    let client = app.client();
+    let workers = selected(&client, &targets).await?;
     for worker in &workers {
         let runs = client.worker_runs(worker).await?;
         let view = WorkerView::with_runs(worker, &runs);

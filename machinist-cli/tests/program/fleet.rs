@@ -173,3 +173,28 @@ fn a_worker_shows_what_it_runs() {
     let shown = folder.run(&["workers", "show", "one"]).ended(0).stdout;
     assert!(shown.contains(&format!("{id} sleep since ")), "{shown}");
 }
+
+#[test]
+fn lists_are_paged_by_name_and_ended_workers_are_not_listed() {
+    let folder = Folder::with(&format!("{TASKS}[tasks.other]\ncommand = [\"true\"]\n"));
+    let _worker = folder.worker(&["--name", "one"]);
+    listed(&folder, &[("one", "awake")]);
+    let offline = folder.run(&["workers", "--state", "offline", "--json"]).ended(0);
+    assert_eq!(offline.reports(&["workers that have ended are not listed"]).json(), json!([]));
+    for name in ["a", "b"] {
+        folder.run(&["periodic", "add", name, "--cron", "@daily", "mark"]).ended(0);
+    }
+    let names = |line: &[&str]| {
+        let ran = folder.run(&[line, &["--json"]].concat()).ended(0);
+        let names: Vec<_> = ran.json().as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
+        (names, ran.stderr.contains("go on with --after"))
+    };
+    assert_eq!(names(&["periodic", "list", "--limit", "1"]), (vec![json!("a")], true));
+    assert_eq!(names(&["periodic", "list", "--limit", "1", "--after", "a"]), (vec![json!("b")], false));
+    assert_eq!(names(&["registered", "--limit", "1"]), (vec![json!("mark")], true));
+    assert_eq!(names(&["registered", "--after", "mark"]), (vec![json!("other")], false));
+    assert_eq!(names(&["workers", "--limit", "1"]), (vec![json!("one")], false));
+    assert_eq!(names(&["workers", "--after", "one"]), (vec![], false));
+    let roles = folder.run(&["fleet", "--limit", "1", "--json"]).ended(0).json();
+    assert_eq!(roles, json!({ "leaders": [], "shards": [] }));
+}
