@@ -137,6 +137,10 @@ fn a_task_that_requires_a_worker_is_sent_only_if_there_is_one() {
     assert!(queues.as_array().unwrap().iter().all(|queue| queue["queue"] != "nowhere"), "{queues}");
     let sent = folder.run(&["send", "mark", "--require-worker", "--wait"]).ended(0);
     assert!(sent.stderr.is_empty(), "{sent:?}");
+    // One that is asleep counts.
+    folder.run(&["workers", "pause", "--all"]).ended(0);
+    let waits = folder.send(&["mark", "--require-worker"]);
+    assert_eq!(folder.status(&waits)["state"], "PENDING");
 }
 
 #[test]
