@@ -67,6 +67,8 @@ async fn list(args: &WorkersArgs, settings: &Settings, json: bool) -> Result<Cod
     if args.state == Some(StateArg::Offline) {
         output::note("machinist: workers that have ended are not listed");
     }
+    // Asked of one future: a signal that comes while the servers answer is not lost.
+    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     let mut shown = None;
     loop {
         let mut workers = client.workers(&filter).await?;
@@ -81,7 +83,7 @@ async fn list(args: &WorkersArgs, settings: &Settings, json: bool) -> Result<Cod
         }
         tokio::select! {
             () = tokio::time::sleep(WATCH_INTERVAL) => {}
-            _ = tokio::signal::ctrl_c() => break,
+            _ = &mut interrupted => break,
         }
     }
     app.broker().close().await;

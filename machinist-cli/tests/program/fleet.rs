@@ -179,6 +179,17 @@ fn a_worker_shows_what_it_runs() {
 }
 
 #[test]
+fn the_list_of_workers_is_printed_again_when_it_has_changed() {
+    let folder = Folder::with(TASKS);
+    let mut watching = folder.start(&["workers", "--watch", "--json"]);
+    watching.stdout.until("[]");
+    let _worker = folder.worker(&["--name", "one"]);
+    watching.stdout.until("\"name\":\"one\"");
+    watching.signal(nix::sys::signal::Signal::SIGINT);
+    watching.end().ended(0);
+}
+
+#[test]
 fn lists_are_paged_by_name_and_ended_workers_are_not_listed() {
     let folder = Folder::with(&format!("{TASKS}[tasks.other]\ncommand = [\"true\"]\n"));
     let _worker = folder.worker(&["--name", "one"]);

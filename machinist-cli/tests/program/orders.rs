@@ -57,6 +57,8 @@ fn a_worker_that_has_done_enough_ends_to_be_started_again() {
     let id = folder.send(&["mark"]);
     worker.end().ended(42);
     assert_eq!(folder.status(&id)["state"], "SUCCESS");
+    folder.write("machinist.toml", "[worker]\nmax_memory = \"1MiB\"\nrestart_exit_code = 42\n");
+    folder.start(&["worker", "--demo"]).end().ended(42).reports(&["max_memory is 1048576"]);
 }
 
 fn options_are_changed(folder: &Folder) {
