@@ -178,9 +178,13 @@ impl Book {
             let (source, outline) = (own.source, outline.clone());
             let said = Own { source, worker: worker.name.to_string(), at: now, outline };
             let mut swap = Swap::new(name).say(name::OWN, Some(json(&said)));
-            if !entry.facts.has(name::CURSOR) {
+            let stored = entry.facts.get(name::CURSOR);
+            if stored.is_none() || entry.cursor.is_none() {
+                if stored.is_some() {
+                    tracing::warn!(%name, "the cursor of a periodic task cannot be read: it begins again now");
+                }
                 let cursor = entry.cursor.clone().unwrap_or_else(|| Cursor::starting(now));
-                swap = swap.cursor(None, &cursor);
+                swap = swap.cursor(stored, &cursor);
             }
             commits.push(Arc::new(swap.commit()));
             names.push(Arc::clone(name));

@@ -324,3 +324,16 @@ async fn a_reload_forgets_no_live_definition() {
     stages.advance();
     running.await.unwrap().unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_in_code_begins_again_where_its_cursor_is_spoilt() {
+    let house = House::new();
+    let mut commit = Commit::new(RecordId::new(RecordKind::Cursor, "beat"));
+    commit.facts = vec![("cursor".into(), "{".into())];
+    house.backend.commit(vec![commit.into()]).await.pop().unwrap().unwrap();
+    let code = every("beat", SECOND, Duration::ZERO);
+    let worker = house.start_with("w", None, |app| app, |worker| worker.periodic(code)).await;
+    sleep(SECOND * 5 + SECOND / 2).await;
+    assert_eq!(house.ran_once(), seconds("beat", 1..=5));
+    worker.stop().await;
+}
