@@ -182,15 +182,37 @@ struct Term {
     pid: u32,
     from: u64,
     to: u64,
+    /// Longest time between two reports.
+    silent: u64,
 }
 
-/// Judges who has held what: never two at a time, epochs that rise, and every slot of a killed worker held again in time. Prints
-/// how long that took.
-pub(crate) fn judge(ledger: &str) -> Vec<String> {
+/// Number of slots of the leader and of this number of shards.
+pub(crate) fn slot_count(shards: usize) -> usize {
+    shards + 1
+}
+
+/// Judges who has held what: all slots, never two at a time, epochs that rise, and every slot held again in time, also without a
+/// kill. Prints how long that took after a kill.
+pub(crate) fn judge(ledger: &str, slots: usize) -> Vec<String> {
     let (terms, killed) = read(ledger);
     let mut violations = Vec::new();
     let mut gaps = Vec::new();
+    let begin = terms.values().flatten().map(|term| term.from).min().unwrap_or(0);
+    let end = terms.values().flatten().map(|term| term.to).max().unwrap_or(0);
     for (slot, terms) in &terms {
+        let mut free = |of: &str, time: u64| {
+            if time > HELD_AGAIN {
+                violations.push(format!("nobody has held {slot} for {time} ms {of}"));
+            }
+        };
+        free("at the begin", terms[0].from.saturating_sub(begin));
+        terms.iter().for_each(|term| free("within a term", term.silent));
+        for pair in terms.windows(2) {
+            let [one, next] = [pair[0], pair[1]];
+            // What follows a kill is counted from the kill on.
+            let until = killed.get(&one.pid).map_or(next.from, |at| next.from.min(*at));
+            free("between two terms", until.saturating_sub(one.to));
+        }
         for pair in terms.windows(2) {
             let [one, next] = [pair[0], pair[1]];
             if next.from <= one.to {
@@ -203,6 +225,8 @@ pub(crate) fn judge(ledger: &str) -> Vec<String> {
         let last = terms[terms.len() - 1];
         if killed.contains_key(&last.pid) {
             violations.push(format!("nobody holds {slot} after {last:?}"));
+        } else if end.saturating_sub(last.to) > HELD_AGAIN {
+            violations.push(format!("nobody has held {slot} for {} ms at the end", end - last.to));
         }
     }
     gaps.sort_unstable();
@@ -218,8 +242,8 @@ pub(crate) fn judge(ledger: &str) -> Vec<String> {
     if let Some(longest) = gaps.last().filter(|gap| **gap > HELD_AGAIN) {
         violations.push(format!("a slot was held again only after {longest} ms"));
     }
-    if terms.is_empty() {
-        violations.push("nobody has held a slot".to_owned());
+    if terms.len() != slots {
+        violations.push(format!("{} of {slots} slots were held", terms.len()));
     }
     violations
 }
@@ -233,8 +257,9 @@ fn read(ledger: &str) -> (BTreeMap<&str, Vec<Term>>, HashMap<u32, u64>) {
         match words[..] {
             [_, "hold", slot, epoch, pid, at] => {
                 let (Ok(epoch), Ok(pid), Ok(at)) = (epoch.parse(), pid.parse(), at.parse()) else { continue };
-                let term = Term { epoch, pid, from: at, to: at };
+                let term = Term { epoch, pid, from: at, to: at, silent: 0 };
                 let term = terms.entry(slot).or_default().entry(epoch).or_insert(term);
+                term.silent = term.silent.max(at.saturating_sub(term.to));
                 term.to = term.to.max(at);
             }
             [_, "mark", "killed", pid, at] => {
@@ -255,14 +280,30 @@ mod tests {
     #[test]
     fn two_holders_at_once_are_seen() {
         let good = "1 hold a 1 7 100\n2 hold a 1 7 200\n3 mark killed 7 250\n4 hold a 2 8 300\n";
-        assert_eq!(judge(good), Vec::<String>::new());
-        let both = judge("1 hold a 1 7 100\n2 hold a 2 8 150\n3 hold a 1 7 200\n");
+        assert_eq!(judge(good, 1), Vec::<String>::new());
+        let both = judge("1 hold a 1 7 100\n2 hold a 2 8 150\n3 hold a 1 7 200\n", 1);
         assert!(both.len() == 1 && both[0].starts_with("two processes"), "{both:?}");
-        let nobody = judge("1 hold a 1 7 100\n2 mark killed 7 150\n");
+        let nobody = judge("1 hold a 1 7 100\n2 mark killed 7 150\n", 1);
         assert!(nobody.len() == 1 && nobody[0].starts_with("nobody holds a"), "{nobody:?}");
-        let late = judge("1 hold a 1 7 100\n2 mark killed 7 150\n3 hold a 2 8 70000\n");
+        let late = judge("1 hold a 1 7 100\n2 mark killed 7 150\n3 hold a 2 8 70000\n", 1);
         assert!(late.len() == 1 && late[0].contains("after 69850 ms"), "{late:?}");
-        assert_eq!(judge("").len(), 1);
+        assert_eq!(judge("", 1).len(), 1);
+    }
+
+    #[test]
+    fn a_slot_that_nobody_holds_is_seen_without_a_kill() {
+        let one = |ledger: &str, slots: usize, says: &str| {
+            let found = judge(ledger, slots);
+            assert!(found.len() == 1 && found[0].contains(says), "{found:?}");
+        };
+        one("1 hold a 1 7 100\n", 2, "1 of 2 slots");
+        one("1 hold a 1 7 100\n2 hold a 1 7 70100\n", 1, "within a term");
+        one("1 hold a 1 7 100\n2 hold a 2 8 70100\n", 1, "between two terms");
+        one("1 hold a 1 7 100\n2 mark killed 7 70100\n3 hold a 2 8 70200\n", 1, "between two terms");
+        let going_on = (0..3).map(|at| format!("1 hold b 1 8 {}\n", 100 + at * 40_000));
+        let going_on: String = going_on.collect();
+        one(&format!("{going_on}2 hold a 1 7 100\n"), 2, "at the end");
+        one(&format!("{going_on}2 hold a 1 7 80100\n"), 2, "at the begin");
     }
 
     #[test]

@@ -337,7 +337,7 @@ async fn run(
         violations.extend(flows::judge_repeated(&ledger, &house.crew.gone()));
     }
     if scenario == Scenario::FleetKill {
-        violations.extend(fleet::judge(&ledger));
+        violations.extend(fleet::judge(&ledger, fleet::slot_count(size.periodic())));
     }
     if scenario == Scenario::LimitsKill {
         violations.extend(limits::judge(&ledger, &app, size).await?);

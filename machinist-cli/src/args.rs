@@ -6,6 +6,7 @@ mod events;
 mod fleet;
 mod history;
 mod limits;
+mod page;
 mod periodic;
 mod queues;
 mod task;
@@ -33,6 +34,7 @@ pub(crate) use events::EventsArgs;
 pub(crate) use fleet::{StateArg, WorkerSetArgs, WorkerTargets, WorkersArgs, WorkersCommand};
 pub(crate) use history::{HistoryArgs, MarkArgs};
 pub(crate) use limits::{LimitKeyArgs, LimitsCommand};
+pub(crate) use page::PageArgs;
 pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
 pub(crate) use queues::{QueuesArgs, QueuesCommand};
 pub(crate) use task::{
@@ -215,7 +217,7 @@ pub(crate) enum CliCommand {
     /// List the live workers, or give them orders
     Workers(WorkersArgs),
     /// List the leaders and the shards of live workers, and who holds them
-    Fleet,
+    Fleet(PageArgs),
     /// List the task names that live workers know, or disable one for all workers
     Registered(RegisteredArgs),
     /// List the limits of tasks and queues, or set one for all workers
@@ -255,9 +257,12 @@ pub(crate) enum CliCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct RegisteredArgs {
     #[command(subcommand)]
     pub(crate) command: Option<RegisteredCommand>,
+    #[command(flatten)]
+    pub(crate) page: PageArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -238,7 +238,9 @@ impl From<PeriodicError> for CliError {
                 .remedy(format!("`machinist periodic pause {name}` stops its ticks without a change there")),
             PeriodicError::Untrusted { .. } => Self::from_error(Code::Configuration, &error)
                 .remedy("`machinist keys list` shows the configured keys"),
-            PeriodicError::NotTriggered { .. } => Self::from_error(Code::NotFinished, &error),
+            PeriodicError::NotTriggered { .. } | PeriodicError::TriggerReplaced { .. } => {
+                Self::from_error(Code::NotFinished, &error)
+            }
             PeriodicError::Contended { .. } => Self::from_error(Code::Unreachable, &error),
             _ => Self::from_error(Code::Usage, &error),
         }

@@ -140,6 +140,13 @@ pub(crate) fn note(text: &str) {
     }
 }
 
+/// Notes the place after which a list goes on; nothing at its end.
+pub(crate) fn note_next(place: Option<String>) {
+    if let Some(place) = place {
+        note(&format!("machinist: go on with --after {place}"));
+    }
+}
+
 /// Prints the error of a command and its remedy.
 pub(crate) fn failure(failure: &CliError) {
     if JSON_ERRORS.load(Ordering::Relaxed) {

@@ -397,7 +397,8 @@ impl Client {
         let fair_key = parts.fair_key.as_deref();
         let queue = app.separate_queue(queue, fair_key, &parts.args, &parts.headers, parts.priority)?;
         for hook in &app.hooks {
-            hook.before_publish(&parts.id, &parts.name, &mut parts.headers);
+            let SignatureParts { id, name, headers, .. } = &mut parts;
+            app.observers.call_hook("a hook of what is sent", || hook.before_publish(id, name, headers));
         }
         let name = TaskName::parse(&parts.name)?;
         self.check_names(&name, &queue)?;

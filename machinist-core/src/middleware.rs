@@ -85,7 +85,8 @@ impl fmt::Debug for Next {
 /// Hook that is called with every signature before it is sent, for example to add a tenant to its headers.
 ///
 /// Hooks run in the order in which [`AppBuilder::on_publish`](crate::AppBuilder::on_publish) added them. A handler reads
-/// the headers with [`TaskContext::headers`].
+/// the headers with [`TaskContext::headers`]. A panic is logged and counted: the signature is sent all the same, with the
+/// headers as the hook has left them.
 ///
 /// # Examples
 /// ```

@@ -133,7 +133,7 @@ metrics! {
     EVENTS_DROPPED = Counter "machinist.events.dropped", "{event}", [],
         "Events that this process has not published, because too many waited";
     HOOK_FAILURES = Counter "machinist.hook.failures", "{failure}", [],
-        "Panics of observers and gates, and gates that gave no answer in time";
+        "Panics of observers, gates and other hooks, and gates that gave no answer in time";
     HISTORY_LAG = Gauge "machinist.history.lag", "s", [],
         "Age of the oldest part of the history that this process has not stored";
     SERIES_DROPPED = Counter "machinist.series.dropped", "{measurement}", [],

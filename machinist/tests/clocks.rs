@@ -15,6 +15,7 @@ use machinist::{
     App, AppExt, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
     clock::{set_host_wrong_by, wall},
     limit::{Limit, Rate},
+    periodic::{Misfire, Periodic, Schedule},
     settings::{Overrides, Settings},
     worker::TaskOptions,
 };
@@ -117,6 +118,45 @@ async fn limited_together(sender: &App, workers: &[App], queue: &str) {
     }
 }
 
+const TICK: TaskDef<(), ()> = TaskDef::new("tick");
+
+async fn tick() -> Result<(), TaskError> {
+    Ok(())
+}
+
+/// Lets a worker of each of these applications tick, one after the other.
+async fn tick_in_turn(right: &App, workers: &[App], queue: &str) {
+    let client = right.client();
+    let read = async || client.periodic_task("beat").await.unwrap().map_or_else(Vec::new, |beat| beat.ticks);
+    let mut ticks = Vec::new();
+    for app in workers {
+        // The one before has ended.
+        let before = read().await.len();
+        let schedule = Schedule::every(COUNTDOWN).unwrap();
+        let beat = Periodic::new("beat", schedule, TICK.call(()).queue(queue)).unwrap();
+        let worker = Worker::builder(app).queue(queue).task(TICK, tick).periodic(beat.misfire(Misfire::All));
+        let worker = worker.build().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let working = tokio::spawn(worker.run_until(async { drop(stopped.await) }));
+        let more = async {
+            while ticks.len() <= before {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                ticks = read().await;
+            }
+        };
+        // A clock that is an hour late would not reach the next instant.
+        tokio::time::timeout(WAIT_TIMEOUT, more).await.expect("it ticks");
+        let now = right.clock().now();
+        let apart = now.since(ticks[0].tick).max(ticks[0].tick.since(now));
+        assert!(apart < WAIT_TIMEOUT, "an instant that is {apart:?} off");
+        drop(stop);
+        assert!(working.await.unwrap().unwrap().is_clean());
+    }
+    // The newest is the first.
+    let gaps: Vec<_> = ticks.windows(2).map(|pair| pair[0].tick.since(pair[1].tick)).collect();
+    assert!(gaps.iter().all(|gap| *gap == COUNTDOWN), "{gaps:?}");
+}
+
 fn set_wrong(hours: i64) {
     set_host_wrong_by(hours * i64::try_from(HOUR.as_micros()).unwrap());
 }
@@ -157,6 +197,7 @@ async fn on_rabbitmq_and_redis_no_hosts_clock_matters() {
         apps.push(connect(&broker, &backend, &namespace).await);
     }
     limited_together(&apps[0], &apps[1..], "limited").await;
+    tick_in_turn(&apps[0], &apps[1..], "ticks").await;
     set_wrong(0);
 }
 

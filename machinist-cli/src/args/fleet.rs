@@ -3,7 +3,10 @@
 use clap::{Args, Subcommand, ValueEnum};
 use machinist::{QueueName, QueuePattern, TaskName, worker::Tag};
 
-use super::value::{queue, queues};
+use super::{
+    page::PageArgs,
+    value::{queue, queues},
+};
 
 /// A worker that was killed is listed until its session has expired.
 #[derive(Debug, Args)]
@@ -26,6 +29,8 @@ pub(crate) struct WorkersArgs {
     /// Print the list again whenever it has changed, until a signal ends it
     #[arg(long)]
     pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) page: PageArgs,
 }
 
 /// State of a worker.
@@ -39,6 +44,8 @@ pub(crate) enum StateArg {
     Asleep,
     /// It stops when its running tasks have ended
     Draining,
+    /// It has ended: such workers are not listed
+    Offline,
 }
 
 #[derive(Debug, Subcommand)]

@@ -9,7 +9,7 @@ use machinist::{
     settings::parse_duration,
 };
 
-use super::{SendOptions, value::instant};
+use super::{PageArgs, SendOptions, value::instant};
 
 /// Periodic tasks are sent by the workers at the instants of a schedule. Live ones are in the backend; others are in
 /// machinist.toml, `[periodic.NAME]`, or in the code of an application, and are changed there.
@@ -20,7 +20,7 @@ pub(crate) enum PeriodicCommand {
     /// Remove a live periodic task
     Remove(PeriodicNameArgs),
     /// List the periodic tasks
-    List,
+    List(PageArgs),
     /// Show a periodic task, its policies and its newest ticks
     Show(PeriodicNameArgs),
     /// Pause a periodic task until it is resumed

@@ -117,7 +117,8 @@ pub(crate) struct SendOptions {
     /// Label: a short text that stays readable when arguments are encrypted; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub(crate) labels: Vec<String>,
-    /// Send it only if a live worker can run it; otherwise it ends in FAILURE/no_worker, code -201
+    /// Send it only if a live worker can run it; otherwise it ends in FAILURE/no_worker, code -201. A worker that is asleep
+    /// counts: then the task waits
     #[arg(long)]
     pub(crate) require_worker: bool,
     /// Key of its limits, in place of the one that workers make of its arguments

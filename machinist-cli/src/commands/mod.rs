@@ -106,7 +106,7 @@ pub(crate) async fn run(
         CliCommand::Limits(command) => limits::run(command, &settings(flags)?, json).await,
         CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,
         CliCommand::Queues(args) => queues::run(args, &settings(flags)?, json).await,
-        CliCommand::Fleet => fleet::run(&settings(flags)?, json).await,
+        CliCommand::Fleet(page) => fleet::run(&page, &settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
         CliCommand::Top(_) => Box::pin(top::run(&settings(flags)?, json)).await,
         #[cfg(feature = "web")]

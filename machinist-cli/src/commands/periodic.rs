@@ -22,7 +22,7 @@ pub(super) async fn run(command: PeriodicCommand, settings: &Settings, json: boo
         _ => None,
     };
     let reads =
-        matches!(command, PeriodicCommand::List | PeriodicCommand::Show(_) | PeriodicCommand::Next(_));
+        matches!(command, PeriodicCommand::List(_) | PeriodicCommand::Show(_) | PeriodicCommand::Next(_));
     let app = if reads { connect_reader(settings).await? } else { connect(settings).await? };
     let client = app.client();
     let done = match command {
@@ -55,7 +55,11 @@ pub(super) async fn run(command: PeriodicCommand, settings: &Settings, json: boo
                 output::line(sent.id.as_str())
             }
         }
-        PeriodicCommand::List => list(&client.periodic_tasks().await?, json),
+        PeriodicCommand::List(page) => {
+            let mut tasks = client.periodic_tasks().await?;
+            output::note_next(page.cut(&mut tasks, |task| task.name.clone()));
+            list(&tasks, json)
+        }
         PeriodicCommand::Show(args) => {
             let task = known(&client, &args.name).await?;
             receivers::note(&client, &task.queue, Some(&task.task)).await;

@@ -15,7 +15,8 @@ pub(super) async fn run(args: RegisteredArgs, settings: &Settings, json: bool) -
     match args.command {
         None => {
             let app = connect_reader(settings).await?;
-            let tasks = app.client().registered_tasks().await?;
+            let mut tasks = app.client().registered_tasks().await?;
+            output::note_next(args.page.cut(&mut tasks, |task| task.name.clone()));
             if json {
                 output::json(&tasks)?;
             } else {

@@ -6,7 +6,7 @@ use machinist::{
     App, Client, OrderError, OrderResult, WorkerAction, WorkerChange, WorkerFilter, WorkerInfo, nearest,
     record::PresenceState,
     settings::Settings,
-    view::{OrderView, WorkerView},
+    view::{OrderView, WorkerRunView, WorkerView},
 };
 
 use super::{connect, connect_reader};
@@ -62,12 +62,20 @@ async fn list(args: &WorkersArgs, settings: &Settings, json: bool) -> Result<Cod
         StateArg::Awake => PresenceState::Awake,
         StateArg::Asleep => PresenceState::Asleep,
         StateArg::Draining => PresenceState::Draining,
+        StateArg::Offline => PresenceState::Offline,
     });
+    if args.state == Some(StateArg::Offline) {
+        output::note("machinist: workers that have ended are not listed");
+    }
+    // Asked of one future: a signal that comes while the servers answer is not lost.
+    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     let mut shown = None;
     loop {
-        let workers = client.workers(&filter).await?;
+        let mut workers = client.workers(&filter).await?;
+        let next = args.page.cut(&mut workers, |worker| worker.name.clone());
         if shown.as_ref() != Some(&workers) {
             print(&workers, json)?;
+            output::note_next(next);
             shown = Some(workers);
         }
         if !args.watch {
@@ -75,7 +83,7 @@ async fn list(args: &WorkersArgs, settings: &Settings, json: bool) -> Result<Cod
         }
         tokio::select! {
             () = tokio::time::sleep(WATCH_INTERVAL) => {}
-            _ = tokio::signal::ctrl_c() => break,
+            _ = &mut interrupted => break,
         }
     }
     app.broker().close().await;
@@ -127,10 +135,13 @@ fn health(worker: &WorkerInfo) -> String {
 async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
     let targets = WorkerTargets { names: vec![name], ..WorkerTargets::default() };
-    let workers = selected(&app.client(), &targets).await?;
+    let client = app.client();
+    let workers = selected(&client, &targets).await?;
     for worker in &workers {
+        let runs = client.worker_runs(worker).await?;
+        let view = WorkerView::with_runs(worker, &runs);
         if json {
-            output::json(&WorkerView::from(worker))?;
+            output::json(&view)?;
             continue;
         }
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
@@ -153,9 +164,16 @@ async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, Cli
             ("failed", worker.failed.to_string()),
             ("retried", worker.retried.to_string()),
             ("memory", worker.memory.map_or_else(|| "-".to_owned(), |bytes| format!("{} MiB", bytes >> 20))),
-            ("runs", worker.runs.join(", ")),
         ] {
             output::line(format!("{label:<13}{value}").trim_end())?;
+        }
+        for WorkerRunView { id, task, since, .. } in view.runs {
+            let since = since.map_or_else(String::new, |since| format!(" since {since}"));
+            output::line(&format!("{:<13}{id} {}{since}", "runs", task.unwrap_or("-")))?;
+        }
+        let unnamed = (worker.running as usize).saturating_sub(worker.runs.len());
+        if unnamed > 0 {
+            output::note(&format!("machinist: {unnamed} further tasks run, and are only counted"));
         }
     }
     app.broker().close().await;

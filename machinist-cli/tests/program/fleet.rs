@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Folder, eventually};
+use crate::{
+    servers::servers,
+    support::{Folder, eventually},
+};
 
 const TASKS: &str = "[tasks.mark]\ncommand = [\"touch\", \"ran\"]\n";
 
@@ -62,15 +65,14 @@ fn a_paused_fleet_starts_nothing_until_it_is_resumed_also_after_a_restart() {
     });
 }
 
-#[test]
-fn the_second_live_process_of_a_name_is_told_apart_and_drained_alone() {
-    let folder = Folder::with(TASKS);
+fn the_second_live_process_is_drained_alone(folder: &Folder) {
+    folder.write("machinist.toml", TASKS);
     let _first = folder.worker(&["--name", "same"]);
     let second = folder.worker(&["--name", "same"]);
-    listed(&folder, &[("same", "awake"), ("same#2", "awake")]);
+    listed(folder, &[("same", "awake"), ("same#2", "awake")]);
     folder.run(&["workers", "drain", "same#2"]).ended(0);
     second.end().ended(0);
-    listed(&folder, &[("same", "awake")]);
+    listed(folder, &[("same", "awake")]);
     folder.run(&["workers", "pause", "other"]).ended(3).reports(&["other", "live workers: same"]);
     folder.run(&["workers", "pause", "sme"]).ended(3).reports(&["did you mean same?"]);
     folder.run(&["workers", "pause"]).ended(64);
@@ -81,10 +83,21 @@ fn the_second_live_process_of_a_name_is_told_apart_and_drained_alone() {
 }
 
 #[test]
-fn a_disabled_task_waits_and_spends_no_attempt() {
-    let folder = Folder::with(TASKS);
+fn the_second_live_process_of_a_name_is_told_apart_and_drained_alone() {
+    the_second_live_process_is_drained_alone(&Folder::new());
+}
+
+#[test]
+fn the_second_live_process_is_drained_alone_on_rabbitmq_and_redis() {
+    if let Some(folder) = servers("the_second_live_process_is_drained_alone_on_rabbitmq_and_redis") {
+        the_second_live_process_is_drained_alone(&folder);
+    }
+}
+
+fn a_disabled_task_waits(folder: &Folder) {
+    folder.write("machinist.toml", TASKS);
     let _worker = folder.worker(&["--name", "one"]);
-    listed(&folder, &[("one", "awake")]);
+    listed(folder, &[("one", "awake")]);
     let disabled = folder.run(&["registered", "disable", "mark", "--json"]).ended(0).json();
     assert_eq!(disabled["unconfirmed"], json!([]));
     assert_eq!(folder.run(&["registered", "--json"]).json()[0]["enabled"], false);
@@ -100,6 +113,18 @@ fn a_disabled_task_waits_and_spends_no_attempt() {
 }
 
 #[test]
+fn a_disabled_task_waits_and_spends_no_attempt() {
+    a_disabled_task_waits(&Folder::new());
+}
+
+#[test]
+fn a_disabled_task_waits_on_rabbitmq_and_redis() {
+    if let Some(folder) = servers("a_disabled_task_waits_on_rabbitmq_and_redis") {
+        a_disabled_task_waits(&folder);
+    }
+}
+
+#[test]
 fn a_task_that_requires_a_worker_is_sent_only_if_there_is_one() {
     let folder = Folder::with(TASKS);
     let _worker = folder.worker(&["--name", "one"]);
@@ -112,6 +137,10 @@ fn a_task_that_requires_a_worker_is_sent_only_if_there_is_one() {
     assert!(queues.as_array().unwrap().iter().all(|queue| queue["queue"] != "nowhere"), "{queues}");
     let sent = folder.run(&["send", "mark", "--require-worker", "--wait"]).ended(0);
     assert!(sent.stderr.is_empty(), "{sent:?}");
+    // One that is asleep counts.
+    folder.run(&["workers", "pause", "--all"]).ended(0);
+    let waits = folder.send(&["mark", "--require-worker"]);
+    assert_eq!(folder.status(&waits)["state"], "PENDING");
 }
 
 #[test]
@@ -129,4 +158,58 @@ fn registered_tasks_tell_their_arguments_as_far_as_they_are_known() {
     );
     let shown = folder.run(&["registered"]).ended(0).stdout;
     assert!(shown.contains("src, width"), "{shown}");
+}
+
+#[test]
+fn a_worker_shows_what_it_runs() {
+    let folder = Folder::new();
+    let _worker = folder.worker(&["--name", "one", "--demo"]);
+    let id = folder.send(&["sleep", "600000"]);
+    eventually("it runs", || (folder.status(&id)["state"] == "STARTED").then_some(()));
+    // The worker renews its session at an order, and says what it runs.
+    let runs = eventually("it is shown", || {
+        folder.run(&["workers", "ping", "one"]).ended(0);
+        let shown = folder.run(&["workers", "show", "one", "--json"]).ended(0).json();
+        (shown["runs"] != json!([])).then(|| shown["runs"].clone())
+    });
+    let started = &folder.status(&id)["started_at"];
+    assert_eq!(runs, json!([{ "id": id, "task": "sleep", "since": started }]));
+    let shown = folder.run(&["workers", "show", "one"]).ended(0).stdout;
+    assert!(shown.contains(&format!("{id} sleep since ")), "{shown}");
+}
+
+#[test]
+fn the_list_of_workers_is_printed_again_when_it_has_changed() {
+    let folder = Folder::with(TASKS);
+    let mut watching = folder.start(&["workers", "--watch", "--json"]);
+    watching.stdout.until("[]");
+    let _worker = folder.worker(&["--name", "one"]);
+    watching.stdout.until("\"name\":\"one\"");
+    watching.signal(nix::sys::signal::Signal::SIGINT);
+    watching.end().ended(0);
+}
+
+#[test]
+fn lists_are_paged_by_name_and_ended_workers_are_not_listed() {
+    let folder = Folder::with(&format!("{TASKS}[tasks.other]\ncommand = [\"true\"]\n"));
+    let _worker = folder.worker(&["--name", "one"]);
+    listed(&folder, &[("one", "awake")]);
+    let offline = folder.run(&["workers", "--state", "offline", "--json"]).ended(0);
+    assert_eq!(offline.reports(&["workers that have ended are not listed"]).json(), json!([]));
+    for name in ["a", "b"] {
+        folder.run(&["periodic", "add", name, "--cron", "@daily", "mark"]).ended(0);
+    }
+    let names = |line: &[&str]| {
+        let ran = folder.run(&[line, &["--json"]].concat()).ended(0);
+        let names: Vec<_> = ran.json().as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
+        (names, ran.stderr.contains("go on with --after"))
+    };
+    assert_eq!(names(&["periodic", "list", "--limit", "1"]), (vec![json!("a")], true));
+    assert_eq!(names(&["periodic", "list", "--limit", "1", "--after", "a"]), (vec![json!("b")], false));
+    assert_eq!(names(&["registered", "--limit", "1"]), (vec![json!("mark")], true));
+    assert_eq!(names(&["registered", "--after", "mark"]), (vec![json!("other")], false));
+    assert_eq!(names(&["workers", "--limit", "1"]), (vec![json!("one")], false));
+    assert_eq!(names(&["workers", "--after", "one"]), (vec![], false));
+    let roles = folder.run(&["fleet", "--limit", "1", "--json"]).ended(0).json();
+    assert_eq!(roles, json!({ "leaders": [], "shards": [] }));
 }

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Folder, eventually};
+use crate::{
+    servers::servers,
+    support::{Folder, eventually},
+};
 
 const TASKS: &str = "[tasks.mark]\ncommand = [\"touch\", \"ran\"]\n";
 
@@ -15,15 +18,14 @@ fn is(folder: &Folder, name: &str, field: &str, value: &Value) {
     eventually("the worker is listed like this", || (worker(folder, name)?[field] == *value).then_some(()));
 }
 
-#[test]
-fn a_worker_restarts_only_where_an_exit_code_is_configured() {
-    let folder = Folder::with(TASKS);
+fn a_worker_restarts(folder: &Folder) {
+    folder.write("machinist.toml", TASKS);
     let plain = folder.worker(&["--name", "plain"]);
     let refused = folder.run(&["workers", "restart", "plain", "--json"]).ended(1).json();
     let result = &refused["results"][0];
     assert!(result["done"] == false && result["reason"].as_str().unwrap().contains("restart_exit_code"));
     plain.stop().ended(0);
-    let folder = Folder::with(&format!("{TASKS}[worker]\nrestart_exit_code = 42\n"));
+    folder.write("machinist.toml", &format!("{TASKS}[worker]\nrestart_exit_code = 42\n"));
     let again = folder.worker(&["--name", "again"]);
     let done = folder.run(&["workers", "restart", "again", "--json"]).ended(0).json();
     again.end().ended(42);
@@ -52,6 +54,18 @@ fn a_worker_that_is_to_end_now_hands_back_what_runs() {
 }
 
 #[test]
+fn a_worker_restarts_only_where_an_exit_code_is_configured() {
+    a_worker_restarts(&Folder::new());
+}
+
+#[test]
+fn a_worker_restarts_on_rabbitmq_and_redis() {
+    if let Some(folder) = servers("a_worker_restarts_on_rabbitmq_and_redis") {
+        a_worker_restarts(&folder);
+    }
+}
+
+#[test]
 fn a_worker_that_has_done_enough_ends_to_be_started_again() {
     let folder = Folder::with(&format!("{TASKS}[worker]\nmax_tasks = 1\n"));
     folder.run(&["worker"]).ended(78).reports(&["max_tasks", "restart_exit_code"]);
@@ -60,26 +74,39 @@ fn a_worker_that_has_done_enough_ends_to_be_started_again() {
     let id = folder.send(&["mark"]);
     worker.end().ended(42);
     assert_eq!(folder.status(&id)["state"], "SUCCESS");
+    folder.write("machinist.toml", "[worker]\nmax_memory = \"1MiB\"\nrestart_exit_code = 42\n");
+    folder.start(&["worker", "--demo"]).end().ended(42).reports(&["max_memory is 1048576"]);
 }
 
-#[test]
-fn options_of_a_running_worker_are_changed_until_it_ends() {
-    let folder = Folder::with(TASKS);
+fn options_are_changed(folder: &Folder) {
+    folder.write("machinist.toml", TASKS);
     let _worker = folder.worker(&["--name", "one", "--concurrency", "2"]);
-    is(&folder, "one", "state", &json!("awake"));
+    is(folder, "one", "state", &json!("awake"));
     let set = ["workers", "set", "one", "--concurrency", "5", "--add-queue", "more", "--log-level", "debug"];
     folder.run(&set).ended(0);
-    is(&folder, "one", "concurrency", &json!(5));
-    is(&folder, "one", "queues", &json!(["default", "more"]));
+    is(folder, "one", "concurrency", &json!(5));
+    is(folder, "one", "queues", &json!(["default", "more"]));
     let id = folder.send(&["mark", "--queue", "more"]);
     eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
     folder.run(&["workers", "set", "one", "--drop-queue", "default"]).ended(0);
-    is(&folder, "one", "queues", &json!(["more"]));
+    is(folder, "one", "queues", &json!(["more"]));
     let last = folder.run(&["workers", "set", "one", "--drop-queue", "more", "--json"]).ended(1).json();
     assert!(last["results"][0]["reason"].as_str().unwrap().contains("pause it instead"), "{last}");
     let level = folder.run(&["workers", "set", "one", "--log-level", "loud", "--json"]).ended(1).json();
     assert!(level["results"][0]["reason"].as_str().unwrap().contains("not a log level"), "{level}");
     folder.run(&["workers", "set", "one"]).ended(64);
+}
+
+#[test]
+fn options_of_a_running_worker_are_changed_until_it_ends() {
+    options_are_changed(&Folder::new());
+}
+
+#[test]
+fn options_are_changed_on_rabbitmq_and_redis() {
+    if let Some(folder) = servers("options_are_changed_on_rabbitmq_and_redis") {
+        options_are_changed(&folder);
+    }
 }
 
 #[test]

@@ -2,6 +2,10 @@
 
 use std::time::Instant;
 
+use machinist::{
+    backend::Commit,
+    id::{RecordId, RecordKind},
+};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -229,4 +233,23 @@ fn what_makes_no_sense_is_refused_with_a_remedy() {
     folder.run(&["periodic", "show", "nigthly"]).ended(3).reports(&["did you mean \"nightly\"?"]);
     let shown = folder.run(&["periodic", "show", "nightly"]).ended(0).stdout;
     assert!(shown.contains("schedule  @daily (UTC)"), "{shown}");
+}
+
+#[test]
+fn a_periodic_task_that_was_written_back_is_reported_until_somebody_has_looked() {
+    let folder = Folder::new();
+    folder.run(&["periodic", "add", "beat", "--cron", "@daily", "tick"]).ended(0);
+    let mut commit = Commit::new(RecordId::new(RecordKind::Cursor, "beat"));
+    commit.facts = vec![("restored".into(), json!(1_795_921_200_000_000_i64).to_string().into())];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let app = folder.app().await;
+        app.backend().commit(vec![commit.into()]).await.pop().unwrap().unwrap();
+    });
+    let reported = |command: &[&str], text: &str| folder.run(command).ended(0).stdout.contains(text);
+    assert!(reported(&["periodic", "list"], "live, written back"));
+    let report = "the backend had lost it; a worker wrote it back at 2026-11-29T03:00:00";
+    assert!(reported(&["doctor"], report));
+    folder.run(&["periodic", "resume", "beat"]).ended(0);
+    assert!(!reported(&["periodic", "list"], "written back") && !reported(&["doctor"], report));
 }

@@ -90,7 +90,18 @@ impl Observers {
         }
     }
 
-    /// Counts a failure of a hook that changes nothing: an observer, or a gate.
+    /// Calls a hook, and keeps its panic from everybody else: the panic is logged and counted. `None` then.
+    pub(crate) fn call_hook<T>(&self, hook: &str, call: impl FnOnce() -> T) -> Option<T> {
+        // Unwind safe: only what the hook itself has changed may be left inconsistent.
+        let returned = catch_unwind(AssertUnwindSafe(call)).ok();
+        if returned.is_none() {
+            tracing::error!("{hook} panicked: everything else goes on");
+            self.hook_failed();
+        }
+        returned
+    }
+
+    /// Counts a failure of a hook: an observer, a gate, or another function of the application.
     pub(crate) fn hook_failed(&self) {
         self.hook_failures.fetch_add(1, Ordering::Relaxed);
     }

@@ -83,7 +83,7 @@ pub struct WorkerInfo {
     /// Arguments and results of its tasks, as far as they are known.
     #[serde(skip)]
     pub(crate) shapes: BTreeMap<String, TaskShape>,
-    /// Ids of at most 10 running tasks.
+    /// Ids of at most 20 running tasks, as of the last renewal.
     #[serde(skip)]
     pub runs: Vec<String>,
     /// Roles in which it takes part: `leader/NAME` and `shards/SET`.

@@ -9,6 +9,7 @@ use crate::{
     backend::BackendError,
     client::Client,
     clock::Timestamp,
+    left_out::left_out,
     rfc3339,
     slot::{RoleKind, RoleName, SlotInfo, view},
 };
@@ -51,7 +52,7 @@ pub struct ShardInfo {
 
 impl Client {
     /// Lists the leaders and the shards of the roles in which live workers take part. A slot whose holder is gone is shown
-    /// as free.
+    /// as free. A role whose record another program has spoilt is left out.
     ///
     /// # Errors
     /// [`BackendError`].
@@ -71,7 +72,7 @@ impl Client {
         let mut roles = FleetRoles::default();
         for (name, facts) in names.into_iter().zip(self.app.backend().read_each(&records).await?) {
             let RoleName { kind, name } = name;
-            for mut slot in view(&facts?) {
+            for mut slot in view(&left_out("the record of a role", facts)?) {
                 let holder = slot.incarnation.as_deref().and_then(|incarnation| live.get(incarnation));
                 slot.worker = holder.map(|worker| (*worker).to_owned());
                 slot.since = slot.since.filter(|_| slot.worker.is_some());

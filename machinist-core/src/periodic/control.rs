@@ -158,7 +158,8 @@ impl Client {
     /// it is.
     ///
     /// # Errors
-    /// As [`pause_periodic`](Self::pause_periodic); [`PeriodicError::NotTriggered`] if no worker has sent it within 20 s.
+    /// As [`pause_periodic`](Self::pause_periodic); [`PeriodicError::NotTriggered`] if no worker has sent it within 20 s;
+    /// [`PeriodicError::TriggerReplaced`] if another trigger took its place before a worker had read it.
     ///
     /// # Cancel safety
     /// A dropped future leaves the tick sent or not; its id is that of the next attempt only by chance.
@@ -177,8 +178,13 @@ impl Client {
             loop {
                 let facts = self.read(periodic_record(name)).await?;
                 let cursor: Option<Cursor> = fact(&facts, name::CURSOR);
-                if cursor.is_some_and(|cursor| cursor.triggered >= Some(tick)) {
-                    return Ok(Triggered { id: tick_id(name, tick), tick });
+                if let Some(Cursor { triggered, ticks, .. }) = cursor.filter(|it| it.triggered >= Some(tick))
+                {
+                    // A later trigger replaces one that no worker has read.
+                    return match triggered == Some(tick) || ticks.contains(&tick) {
+                        true => Ok(Triggered { id: tick_id(name, tick), tick }),
+                        false => Err(PeriodicError::TriggerReplaced { name: name.to_owned() }),
+                    };
                 }
                 // The poll is the bound of the wait.
                 let _woken = tokio::time::timeout(TRIGGER_POLL, watch.changed()).await;

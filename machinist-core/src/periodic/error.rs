@@ -61,6 +61,14 @@ pub enum PeriodicError {
         /// The periodic task.
         name: String,
     },
+    /// Another trigger has taken the place of this one before a worker had read it.
+    #[error(
+        "another trigger of {name} came before a worker had sent this extra tick; only the other one's tick is known to be sent"
+    )]
+    TriggerReplaced {
+        /// The periodic task.
+        name: String,
+    },
     /// Others have changed the periodic task again and again at the same time.
     #[error("periodic task {name} is being changed by others; try again")]
     Contended {

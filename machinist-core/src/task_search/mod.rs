@@ -13,7 +13,7 @@ use crate::{
     clock::Timestamp,
     ended::EndedScan,
     error::ResultError,
-    fleet::WorkerFilter,
+    fleet::{WorkerFilter, WorkerInfo},
     id::{RecordId, TaskId},
     listed_tasks::TaskFilter,
     record::{Record, TaskState},
@@ -163,6 +163,18 @@ impl Client {
             fits.then(|| ((at, record.id.to_string()), record))
         });
         Ok(running.collect())
+    }
+
+    /// Reads the records of the tasks that a worker names as running. A task without a record is PENDING.
+    ///
+    /// # Errors
+    /// [`ResultError::Backend`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn worker_runs(&self, worker: &WorkerInfo) -> Result<Vec<Record>, ResultError> {
+        let ids = worker.runs.iter().filter_map(|id| TaskId::parse(id).ok());
+        self.with_records(ids.map(|id| Record::of(id, TaskState::Pending)).collect()).await
     }
 
     /// Returns these tasks with what their records say; a task without a record stays as it is.

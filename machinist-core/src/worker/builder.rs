@@ -260,7 +260,7 @@ impl WorkerBuilder {
 
     /// Sets the gate of the worker: a function that is asked before the worker subscribes, and each second after that. While
     /// it is closed, the worker is asleep and shows the reason. A gate that panics, or gives no answer in 10 s, stays as it
-    /// was; before its first answer it is open.
+    /// was; before its first answer it is closed.
     ///
     /// # Examples
     /// ```
@@ -284,7 +284,7 @@ impl WorkerBuilder {
     }
 
     /// Sets the function by which an order changes the log level of the program. Unless it is set, such orders are refused.
-    /// Its error is the answer to the order.
+    /// Its error is the answer to the order; a panic is a refusal.
     pub fn set_log_level(mut self, set: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static) -> Self {
         self.set_log_level = Some(Arc::new(set));
         self

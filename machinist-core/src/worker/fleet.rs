@@ -132,7 +132,7 @@ impl RoleBuilder {
     }
 
     /// Sets a function that is called after each change of the holders that this process sees, with all slots. A holder that
-    /// has died is shown until its slot is taken.
+    /// has died is shown until its slot is taken. Its panic is logged and counted, and changes nothing.
     pub fn on_change(mut self, told: impl Fn(&[SlotInfo]) + Send + Sync + 'static) -> Self {
         self.on_change = Some(Arc::new(told));
         self
@@ -518,7 +518,8 @@ impl Keeper {
         let Some(on_change) = &self.on_change else { return };
         let slots = view(facts);
         if slots != self.shown {
-            on_change(&slots);
+            let observers = &self.worker.app.0.observers;
+            observers.call_hook("the function that is told of changes of a role", || on_change(&slots));
             self.shown = slots;
         }
     }

@@ -82,7 +82,9 @@ pub(super) struct GateKeeper {
 }
 
 impl GateKeeper {
+    /// Begins with a gate that is closed until it has answered.
     pub(super) fn new(worker: Arc<WorkerContext>, ask: AskGate) -> Self {
+        worker.sessions.presence.want_by_gate(Some("its gate has not answered yet".to_owned()));
         Self { worker, ask, not_before: Instant::now() }
     }
 

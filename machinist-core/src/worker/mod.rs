@@ -279,8 +279,8 @@ impl Worker {
 
     /// Sets the function that obeys an order to read the configuration of the program again. It returns a remark for people,
     /// or the reason that nothing has changed, which is the answer to the order. The last one that is set counts; without
-    /// one, such orders are refused. A future that takes longer than half of the lease of the session, or than 10 s, is dropped,
-    /// and must have changed nothing then: [`Reloader::reload`] keeps to that.
+    /// one, and when it panics, such orders are refused. A future that takes longer than half of the lease of the session, or than
+    /// 10 s, is dropped, and must have changed nothing then: [`Reloader::reload`] keeps to that.
     pub fn on_reload<F, A>(&self, reload: F)
     where
         F: Fn() -> A + Send + Sync + 'static,

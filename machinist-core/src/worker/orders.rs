@@ -4,7 +4,9 @@
 //! wake-up, or has started after the order, obeys it too. A process that dies before its answer leaves the order for the
 //! next process of its name, or for its expiry.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, panic::AssertUnwindSafe, time::Duration};
+
+use futures_util::FutureExt as _;
 
 use super::{
     WorkerContext,
@@ -241,10 +243,19 @@ impl WorkerContext {
     /// Reads the configuration again. It is dropped when it takes long. It has changed nothing then.
     async fn reload(&self) -> ChangeAnswer {
         let within = self.change_timeout();
-        let reloaded = tokio::time::timeout(within, self.orders.reload()).await;
-        reloaded.unwrap_or_else(|_| {
-            Err(format!("the configuration could not be applied within {within:?}; nothing has changed"))
-        })
+        let reload = AssertUnwindSafe(self.orders.reload()).catch_unwind();
+        match tokio::time::timeout(within, reload).await {
+            Ok(Ok(answer)) => answer,
+            // The session would expire if the panic ended its renewals.
+            Ok(Err(_panic)) => {
+                self.app.0.observers.hook_failed();
+                tracing::error!("the function that reads the configuration again panicked");
+                Err("the function that reads the configuration again panicked".to_owned())
+            }
+            Err(_) => {
+                Err(format!("the configuration could not be applied within {within:?}; nothing has changed"))
+            }
+        }
     }
 
     /// Changes the options. An error has changed nothing.
@@ -264,8 +275,13 @@ impl WorkerContext {
         new.iter().try_for_each(|queue| self.may_take(queue))?;
         self.prepare(&new, self.change_timeout()).await?;
         if let Some(level) = &change.log_level {
-            let unable = || Err("this program does not let its log level be set".to_owned());
-            self.orders.set_log_level.as_ref().map_or_else(unable, |set| set(level))?;
+            let unable = || "this program does not let its log level be set".to_owned();
+            let set = self.orders.set_log_level.as_ref().ok_or_else(unable)?;
+            let panicked = || Err("the function that sets the log level panicked".to_owned());
+            let observers = &self.app.0.observers;
+            observers
+                .call_hook("the function that sets the log level", || set(level))
+                .unwrap_or_else(panicked)?;
         }
         if let Some(concurrency) = change.concurrency {
             let slots = usize::try_from(concurrency).unwrap_or(usize::MAX);

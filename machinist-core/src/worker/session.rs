@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// Maximum number of ids that a session shows of what its worker runs. Under load they are written with each renewal.
-const SHOWN_RUNS: usize = 10;
+const SHOWN_RUNS: usize = 20;
 /// Interval at which the name of the worker is kept from being forgotten.
 const KEEP_NAME_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Maximum number of sessions that are remembered, because they may hold a name and are not used.

@@ -231,6 +231,20 @@ async fn a_set_with_another_number_of_slots_waits_and_parameters_are_given() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_function_that_is_told_of_changes_and_panics_costs_no_slot() {
+    let (app, held) = (app().await, Held::default());
+    let running = held.clone();
+    let member = Member::start(&app, "a", move |worker| {
+        let role = worker.fleet().shards("poller", 2).on_change(|_| panic!("told"));
+        role.run(move |slot| running.clone().run("a".to_owned(), slot)).unwrap()
+    });
+    held.come_to(|holders| count(holders, "a") == 2).await;
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!((count(&held.holders(), "a"), held.moves()), (2, 2), "they stay");
+    member.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_slot_is_held_again_within_a_minute_of_a_kill() {
     const SLOTS: u32 = 6;
     let (app, held) = (app().await, Held::default());

@@ -230,6 +230,28 @@ async fn a_worker_sleeps_while_its_gate_is_closed_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_gate_that_has_not_answered_yet_is_closed() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let works = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&works);
+    let gate = move |_| {
+        let works = asked.load(Ordering::Relaxed);
+        async move { if works { Gate::Open } else { panic!("the gate") } }
+    };
+    let worker = Running::start(Worker::builder(&servers.app).name("w").task(WORK, work).gate(gate));
+    is_in(&client, PresenceState::Asleep).await;
+    let asleep = client.workers(&WorkerFilter::new()).await.unwrap()[0].asleep.clone().unwrap();
+    assert_eq!(asleep, "its gate has not answered yet");
+    let task = client.send(WORK.call(())).await.unwrap();
+    tokio::time::sleep(MINUTE).await;
+    assert!(task.record().await.unwrap().started_at.is_none());
+    works.store(true, Ordering::Relaxed);
+    task.wait(MINUTE).await.unwrap();
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_sleeps_by_its_timetable() {
     let servers = servers().await;
     let client = servers.app.client();
@@ -482,4 +504,31 @@ async fn a_name_is_remembered_for_thirty_days_and_while_its_worker_lives() {
     let forgotten = worker();
     is_in(&client, PresenceState::Awake).await;
     forgotten.stop().await;
+}
+
+/// The order is answered by the renewals of the session, which go on.
+#[tokio::test(start_paused = true)]
+async fn an_order_that_makes_the_program_panic_is_refused_and_harms_nothing_else() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let broken = |_: &str| -> Result<(), String> { panic!("no level") };
+    let worker =
+        Worker::builder(&servers.app).name("w").task(WORK, work).set_log_level(broken).build().unwrap();
+    worker.on_reload(|| -> std::future::Ready<_> { panic!("no configuration") });
+    let stages = worker.stages();
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    awake(&client).await;
+    let mut change = WorkerChange::default();
+    change.log_level = Some("debug".to_owned());
+    let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+    for action in [WorkerAction::Set(change), WorkerAction::Reload] {
+        let (_, answers) = client.order_workers(&workers, action, false).await.unwrap();
+        let reason = answers[0].reason.as_deref().unwrap();
+        assert!(!answers[0].done && reason.ends_with("panicked"), "{reason}");
+    }
+    tokio::time::sleep(5 * MINUTE).await;
+    assert_eq!(client.workers(&WorkerFilter::new()).await.unwrap()[0].incarnation, workers[0].incarnation);
+    client.send(WORK.call(())).await.unwrap().wait(MINUTE).await.unwrap();
+    stages.advance();
+    running.await.unwrap().unwrap();
 }

@@ -216,6 +216,23 @@ async fn what_is_only_shown_is_left_out_of_an_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_role_whose_record_cannot_be_used_hides_no_other() {
+    let here = Installation::new().await;
+    let worker = here.worker("w", one_at_a_time()).build().unwrap();
+    let lead = |name: &str| worker.fleet().leader(name).run(|slot| async move { slot.lost().await }).unwrap();
+    let (_good, _spoilt) = (lead("good"), lead("spoilt"));
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    let leaders = async || here.app.client().fleet_roles().await.unwrap().leaders;
+    until("both leaders", async || {
+        leaders().await.iter().filter(|leader| leader.worker.is_some()).count() == 2
+    })
+    .await;
+    here.backend.spoil(RecordId::new(RecordKind::Lock, "leader/spoilt"));
+    assert_eq!(leaders().await.iter().map(|leader| &*leader.name).collect::<Vec<_>>(), ["good"]);
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_order_reaches_the_workers_whose_names_can_be_used() {
     let here = Installation::new().await;
     let _running = ["a", "b"].map(|worker| Running::start(here.worker(worker, one_at_a_time())));

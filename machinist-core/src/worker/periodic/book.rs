@@ -68,12 +68,23 @@ struct Entry {
 impl Book {
     /// Begins with the definitions of a worker's file and code. The builder has checked them.
     pub(super) fn new(app: &App, own: Vec<Periodic>) -> Self {
-        let entry = |own: Periodic| {
-            let name: Arc<str> = own.name().into();
-            let own = own.outline(app).ok().map(|outline| (own, outline));
-            (name, Entry { own, ..Entry::default() })
-        };
-        Self(own.into_iter().map(entry).collect())
+        let mut book = Self(BTreeMap::new());
+        book.replace_own(app, own);
+        book
+    }
+
+    /// Puts other definitions of the file and the code in the place of those that are known. All that was read stays: the
+    /// orders that the backend may lose, and the furthest cursors. Until the next refresh nothing is in force.
+    pub(super) fn replace_own(&mut self, app: &App, own: Vec<Periodic>) {
+        for entry in self.0.values_mut() {
+            (entry.own, entry.active, entry.active_order) = (None, None, None);
+            (entry.announced, entry.shadowed) = (None, false);
+        }
+        for own in own {
+            let outline = own.outline(app).ok();
+            let entry = self.0.entry(own.name().into()).or_default();
+            entry.own = outline.map(|outline| (own, outline));
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -167,9 +178,13 @@ impl Book {
             let (source, outline) = (own.source, outline.clone());
             let said = Own { source, worker: worker.name.to_string(), at: now, outline };
             let mut swap = Swap::new(name).say(name::OWN, Some(json(&said)));
-            if !entry.facts.has(name::CURSOR) {
+            let stored = entry.facts.get(name::CURSOR);
+            if stored.is_none() || entry.cursor.is_none() {
+                if stored.is_some() {
+                    tracing::warn!(%name, "the cursor of a periodic task cannot be read: it begins again now");
+                }
                 let cursor = entry.cursor.clone().unwrap_or_else(|| Cursor::starting(now));
-                swap = swap.cursor(None, &cursor);
+                swap = swap.cursor(stored, &cursor);
             }
             commits.push(Arc::new(swap.commit()));
             names.push(Arc::clone(name));

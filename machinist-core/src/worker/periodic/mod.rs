@@ -51,7 +51,8 @@ pub(super) async fn run(worker: Arc<WorkerContext>, mut own: watch::Receiver<Vec
             () = replaced(&mut own) => {
                 let definitions = own.borrow_and_update().clone();
                 // Cursors are in the backend: no tick is lost or sent twice, as after a restart.
-                (ticker.book, ticker.refreshed) = (Book::new(&worker.app, definitions), None);
+                ticker.book.replace_own(&worker.app, definitions);
+                ticker.refreshed = None;
             }
             () = stages.draining() => break,
         }

@@ -1,8 +1,9 @@
 //! Orders: adding, pausing, resuming, removing, triggering; and what a lost backend keeps.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use machinist_core::{
+    Client, PublishHook, TaskId, Worker,
     backend::{Backend, Commit, Index, IndexUpdate},
     id::{RecordId, RecordKind},
     periodic::{Periodic, PeriodicError, Schedule, Source},
@@ -10,7 +11,7 @@ use machinist_core::{
 };
 use tokio::time::sleep;
 
-use super::house::{House, MINUTE, SECOND, TICK, at, every, seconds, untyped};
+use super::house::{House, MINUTE, SECOND, TICK, at, every, seconds, tick, untyped};
 
 /// Loses everything that the backend knows of a periodic task.
 async fn lose(house: &House, name: &str) {
@@ -249,4 +250,90 @@ async fn what_contradicts_itself_is_refused_before_anything_is_written() {
         assert!(matches!(error, PeriodicError::Invalid { .. } | PeriodicError::Send(_)), "{error}");
     }
     assert_eq!(client.periodic_tasks().await.unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_panics_stops_no_periodic_task() {
+    struct Broken;
+    impl PublishHook for Broken {
+        fn before_publish(&self, _: &TaskId, _: &str, _: &mut BTreeMap<String, String>) {
+            panic!("the hook")
+        }
+    }
+    let house = House::new();
+    house.client().await.add_periodic(&every("beat", SECOND, Duration::ZERO)).await.unwrap();
+    let worker = house.start_with("w", None, |app| app.on_publish(Broken), |worker| worker).await;
+    sleep(SECOND * 5 + SECOND / 2).await;
+    assert_eq!(house.ran_once(), seconds("beat", 1..=5));
+    worker.stop().await;
+}
+
+/// The one that came first was replaced before a worker had read it.
+#[tokio::test(start_paused = true)]
+async fn of_two_triggers_at_once_only_the_one_that_was_sent_succeeds() {
+    let house = House::new();
+    let client = house.client().await;
+    client.add_periodic(&every("hourly", MINUTE * 60, Duration::ZERO)).await.unwrap();
+    let trigger = |client: Client| tokio::spawn(async move { client.trigger_periodic("hourly").await });
+    let first = trigger(client.clone());
+    sleep(SECOND).await;
+    let second = trigger(client);
+    sleep(SECOND).await;
+    let worker = house.start("w").await;
+    let (first, second) = (first.await.unwrap(), second.await.unwrap().unwrap());
+    assert!(matches!(first, Err(PeriodicError::TriggerReplaced { .. })), "{first:?}");
+    sleep(SECOND).await;
+    assert_eq!(house.ran_once(), [second.id.to_string()]);
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_forgets_no_live_definition() {
+    let house = House::new();
+    let client = house.client().await;
+    client.add_periodic(&every("beat", SECOND, Duration::ZERO)).await.unwrap();
+    let app = house.builder().build().await.unwrap();
+    let builder = || Worker::builder(&app);
+    let code = || every("code", SECOND, Duration::ZERO);
+    let worker = builder().name("w").state(Arc::clone(&house.runs)).task(TICK, tick).periodic(code());
+    let worker = worker.build().unwrap();
+    let (reloader, stages) = (worker.reloader(), worker.stages());
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    sleep(SECOND * 5).await;
+    lose(&house, "beat").await;
+    reloader
+        .reload(builder(), builder().periodic(every("file", SECOND, Duration::ZERO)), None)
+        .await
+        .unwrap();
+    sleep(MINUTE).await;
+    let beat = client.periodic_task("beat").await.unwrap().expect("it is written back");
+    assert!(beat.restored.is_some());
+    reloader
+        .reload(builder().periodic(every("file", SECOND, Duration::ZERO)), builder(), None)
+        .await
+        .unwrap();
+    sleep(SECOND + SECOND / 2).await;
+    let before = house.ran_once();
+    sleep(SECOND * 10).await;
+    let after = house.ran_once();
+    let ticks =
+        |ran: &[String], name: &str| ran.iter().filter(|id| id.starts_with(&format!("tick.{name}."))).count();
+    for (name, more) in [("beat", 10), ("code", 10), ("file", 0)] {
+        assert_eq!(ticks(&after, name), ticks(&before, name) + more, "{name}");
+    }
+    stages.advance();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_in_code_begins_again_where_its_cursor_is_spoilt() {
+    let house = House::new();
+    let mut commit = Commit::new(RecordId::new(RecordKind::Cursor, "beat"));
+    commit.facts = vec![("cursor".into(), "{".into())];
+    house.backend.commit(vec![commit.into()]).await.pop().unwrap().unwrap();
+    let code = every("beat", SECOND, Duration::ZERO);
+    let worker = house.start_with("w", None, |app| app, |worker| worker.periodic(code)).await;
+    sleep(SECOND * 5 + SECOND / 2).await;
+    assert_eq!(house.ran_once(), seconds("beat", 1..=5));
+    worker.stop().await;
 }
