@@ -37,6 +37,9 @@ pub trait Mirror: fmt::Debug + Send + Sync + 'static {
     /// flag, returns [`Followed::NeedsGuard`] unless the task is [`guarded`](MirroredTask::guarded). The worker publishes a
     /// guard and asks again.
     ///
+    /// A mirror that cannot tell what follows before another task has ended returns [`Followed::Later`]. Waiting would keep
+    /// a slot, which that task may need.
+    ///
     /// # Errors
     /// [`BackendError`]: the worker asks again, with pauses, until the process ends.
     ///
@@ -212,6 +215,9 @@ pub enum Followed {
     Owes(Vec<OwedMessage>),
     /// The task is not guarded, and must be before more is written.
     NeedsGuard,
+    /// The outcome is shown. What follows depends on a task that runs once more: the worker publishes a guard, which comes
+    /// back and asks again.
+    Later,
 }
 
 /// State of a task that has not ended.

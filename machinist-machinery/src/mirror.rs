@@ -13,7 +13,7 @@ use machinist_core::{
 use crate::{
     callback::{after_chord, after_failure, after_success},
     signature::GoSignature,
-    state::{GoState, GroupMeta, NewState, decide_state, pending, read_state, results_as_args, succeeded},
+    state::{GoState, GroupMeta, MemberState, NewState, decide_state, pending, read_state, results_as_args},
     tick::{TickDecision, TickLock},
 };
 
@@ -201,15 +201,25 @@ impl MachineryMirror {
             return Ok(Chord::NotOwed);
         }
         let members: Vec<&str> = meta.members.iter().map(String::as_str).collect();
-        let states = self.values.read(&members).await?;
-        let ended: Vec<bool> = states.iter().filter_map(|state| succeeded(state.as_deref())).collect();
-        if i64::try_from(ended.len()) != Ok(count) && !owes {
-            if ended.len() == members.len() {
+        let found = self.values.read(&members).await?;
+        let states: Vec<MemberState> = found.iter().map(|found| MemberState::of(found.as_deref())).collect();
+        let ended = states.iter().filter(|state| state.has_ended()).count();
+        let (counted, all) = (i64::try_from(ended) == Ok(count), ended == members.len());
+        let is_due = owes || (counted && all);
+        if !is_due {
+            let (members, running) = (members.len(), states.contains(&MemberState::Running));
+            if counted || all {
                 tracing::error!(
                     group,
                     count,
-                    members = members.len(),
-                    "all members of a group have ended, and GroupTaskCount says another number: its chord is never triggered"
+                    members,
+                    "GroupTaskCount is not the number of members of the group: its chord is never triggered"
+                );
+            } else if !running {
+                tracing::error!(
+                    group,
+                    id,
+                    "the state of a member of a group is gone: its chord is never triggered"
                 );
             }
             return Ok(Chord::NotOwed);
@@ -220,10 +230,14 @@ impl MachineryMirror {
         if !owes && !self.trigger(&group, id).await? {
             return Ok(Chord::NotOwed);
         }
-        if !ended.iter().all(|succeeded| *succeeded) {
+        if states.contains(&MemberState::Failed) {
             return Ok(Chord::NotOwed);
         }
-        let results = states.iter().map(|state| results_as_args(state.as_deref()?));
+        // All had succeeded when the chord was triggered. Since then, a worker of Go has got the message of one again.
+        if states.contains(&MemberState::Running) {
+            return Ok(Chord::Later);
+        }
+        let results = found.iter().map(|found| results_as_args(found.as_deref()?));
         let Some(results) = results.collect::<Option<Vec<_>>>() else {
             tracing::error!(group, id, "the state of a member of a group is gone: its chord has no results");
             return Ok(Chord::NotOwed);
@@ -326,6 +340,7 @@ impl Mirror for MachineryMirror {
                 Chord::NotOwed => {}
                 Chord::Callback(callback) => callbacks.push(callback),
                 Chord::NeedsGuard => return Ok(Followed::NeedsGuard),
+                Chord::Later => return Ok(Followed::Later),
             }
         }
         let mut owed = Vec::with_capacity(callbacks.len());
@@ -385,6 +400,8 @@ enum Chord {
     Callback(GoSignature),
     /// The callback, once a guard is there: this member triggers the chord, and its message might go to a worker of Go.
     NeedsGuard,
+    /// The callback, once a member that runs again has ended.
+    Later,
 }
 
 fn new_state(task: &MirroredTask, state: GoState) -> NewState<'_> {

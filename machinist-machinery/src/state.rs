@@ -100,14 +100,31 @@ fn state_of(fields: &RawFields) -> Option<String> {
     serde_json::from_str(fields.get("State")?.get()).ok()
 }
 
-/// Returns `true` if the record of a task is that of a success, `false` for a failure; `None` if the task has not ended,
-/// or has no record.
-pub(crate) fn succeeded(found: Option<&[u8]>) -> Option<bool> {
-    let fields: RawFields = serde_json::from_slice(found?).ok()?;
-    match &*state_of(&fields)? {
-        "SUCCESS" => Some(true),
-        "FAILURE" => Some(false),
-        _ => None,
+/// State of a member of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MemberState {
+    Succeeded,
+    Failed,
+    /// It has not ended, or runs once more.
+    Running,
+    /// It has no record, or none that can be read.
+    Gone,
+}
+
+impl MemberState {
+    /// Reads the state of a member from its record.
+    pub(crate) fn of(found: Option<&[u8]>) -> Self {
+        let fields = found.and_then(|found| serde_json::from_slice::<RawFields>(found).ok());
+        match fields.as_ref().and_then(state_of).as_deref() {
+            Some("SUCCESS") => Self::Succeeded,
+            Some("FAILURE") => Self::Failed,
+            Some("PENDING" | "RECEIVED" | "STARTED" | "RETRY") => Self::Running,
+            _ => Self::Gone,
+        }
+    }
+
+    pub(crate) const fn has_ended(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed)
     }
 }
 
@@ -369,8 +386,14 @@ mod tests {
         assert_eq!(args[0], r#"{"Name":"","Type":"string","Value":"x"}"#);
         assert_eq!(results_as_args(record("success-no-result").as_bytes()).unwrap(), [""; 0]);
         assert_eq!(results_as_args(record("started").as_bytes()).unwrap(), [""; 0], "null is no result");
-        assert_eq!(succeeded(Some(record("success").as_bytes())), Some(true));
-        assert_eq!(succeeded(Some(record("failure").as_bytes())), Some(false));
-        assert_eq!((succeeded(Some(record("started").as_bytes())), succeeded(None)), (None, None));
+    }
+
+    #[test]
+    fn the_record_of_a_member_says_how_far_it_is() {
+        let of = |name: &str| MemberState::of(Some(record(name).as_bytes()));
+        assert_eq!((of("success"), of("failure")), (MemberState::Succeeded, MemberState::Failed));
+        assert_eq!((of("started"), of("pending-plain")), (MemberState::Running, MemberState::Running));
+        assert_eq!((of("group-meta"), MemberState::of(None)), (MemberState::Gone, MemberState::Gone));
+        assert_eq!(MemberState::of(Some(b"{\"State\":5}")), MemberState::Gone);
     }
 }

@@ -17,6 +17,15 @@ use crate::{
     wire::Envelope,
 };
 
+/// Result of showing an outcome to the program that shares a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mirrored {
+    /// It is shown, and all that follows there is published.
+    Done { follows: bool },
+    /// It is shown. A guard, which is in the broker, comes back for what follows.
+    Later,
+}
+
 impl WorkerContext {
     /// Shows a state that nothing depends on. Does not wait.
     pub(super) fn show(&self, envelope: &Envelope, state: PassingState) {
@@ -34,18 +43,19 @@ impl WorkerContext {
         Some((mirror, MirroredTask { id, name, message, at: self.now(), guarded, repeated: false }))
     }
 
-    /// Shows a recorded outcome to the program that shares the queue, and publishes what follows the task there. Returns
-    /// `true` if something was published: then the record tells others that all of it was.
+    /// Shows a recorded outcome to the program that shares the queue, and publishes what follows the task there. If
+    /// something was published, the record tells others that all of it was.
     pub(super) async fn mirror(
         &self,
         envelope: &Envelope,
         follow_up: &FollowUp,
         end: Option<Bytes>,
-    ) -> Result<bool, Unpublished> {
-        let Some((mirror, mut task)) = self.mirrored(envelope) else { return Ok(false) };
+    ) -> Result<Mirrored, Unpublished> {
+        let nothing = Mirrored::Done { follows: false };
+        let Some((mirror, mut task)) = self.mirrored(envelope) else { return Ok(nothing) };
         task.repeated = end.is_none();
         let owed = match follow_up {
-            FollowUp::Nothing => return Ok(false),
+            FollowUp::Nothing => return Ok(nothing),
             FollowUp::NextRun { .. } => self.shown(mirror, envelope, task, MirroredOutcome::Retry).await?,
             FollowUp::Ended { .. } | FollowUp::DeadLetter { .. } => {
                 self.calls.can_sign().await?;
@@ -60,25 +70,30 @@ impl WorkerContext {
                 }
             }
         };
+        let Some(owed) = owed else {
+            self.guard_debt(envelope).await?;
+            return Ok(Mirrored::Later);
+        };
         let follows = !owed.is_empty();
         for message in owed {
             self.publish_owed(envelope, message).await?;
         }
-        Ok(follows)
+        Ok(Mirrored::Done { follows })
     }
 
-    /// Shows an outcome, again and again until it is shown.
+    /// Shows an outcome, again and again until it is shown. Returns `None` if what follows is not known yet.
     async fn shown(
         &self,
         mirror: &Arc<dyn Mirror>,
         envelope: &Envelope,
         mut task: MirroredTask,
         outcome: MirroredOutcome<'_>,
-    ) -> Result<Vec<OwedMessage>, Unpublished> {
+    ) -> Result<Option<Vec<OwedMessage>>, Unpublished> {
         let mut tries = 0;
         loop {
             let error = match mirror.follow(&task, outcome).await {
-                Ok(Followed::Owes(owed)) => return Ok(owed),
+                Ok(Followed::Owes(owed)) => return Ok(Some(owed)),
+                Ok(Followed::Later) => return Ok(None),
                 // Confirmed before the mirror goes on: from here on, the debt is the guard's too.
                 Ok(Followed::NeedsGuard) if !task.guarded => {
                     self.guard_debt(envelope).await?;
