@@ -193,7 +193,11 @@ impl MachineryMirror {
         }
         let count = member.number("GroupTaskCount").unwrap_or_default();
         let Some((_, meta)) = self.group(&group).await? else {
-            tracing::error!(group, id, "the record of a group has expired: its chord is never triggered");
+            tracing::error!(
+                group,
+                id,
+                "the record of a group has expired, or another program has written over it: its chord is never triggered"
+            );
             return Ok(Chord::NotOwed);
         };
         let owes = meta.is_triggered_by(id);
@@ -201,7 +205,7 @@ impl MachineryMirror {
             return Ok(Chord::NotOwed);
         }
         let members: Vec<&str> = meta.members.iter().map(String::as_str).collect();
-        let found = self.values.read(&members).await?;
+        let found = self.read_each(&members).await?;
         let states: Vec<MemberState> = found.iter().map(|found| MemberState::of(found.as_deref())).collect();
         let ended = states.iter().filter(|state| state.has_ended()).count();
         let (counted, all) = (i64::try_from(ended) == Ok(count), ended == members.len());
@@ -251,19 +255,42 @@ impl MachineryMirror {
         }
     }
 
-    /// Reads the state of a task. A value of another kind counts as none.
+    /// Reads the state of a task.
     async fn read_one(&self, key: &str) -> Result<Option<MirroredState>, BackendError> {
+        Ok(self.read_value(key).await?.and_then(|found| read_state(&found)))
+    }
+
+    /// Reads a value. One of another kind counts as none: asking again would not change it.
+    async fn read_value(&self, key: &str) -> Result<Option<Vec<u8>>, BackendError> {
         match self.values.read(&[key]).await {
-            Ok(mut found) => Ok(found.pop().flatten().and_then(|found| read_state(&found))),
+            Ok(mut found) => Ok(found.pop().flatten().map(Into::into)),
             Err(BackendError::Record { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads values. Those of another kind count as none, and the others are still answers.
+    async fn read_each(&self, keys: &[&str]) -> Result<Vec<Option<Vec<u8>>>, BackendError> {
+        match self.values.read(keys).await {
+            Ok(found) => Ok(found.into_iter().map(|found| found.map(Into::into)).collect()),
+            Err(BackendError::Record { .. }) => {
+                let mut found = Vec::with_capacity(keys.len());
+                for key in keys {
+                    found.push(self.read_value(key).await?);
+                }
+                Ok(found)
+            }
             Err(error) => Err(error),
         }
     }
 
     /// Reads the record of a group.
     async fn group(&self, group: &str) -> Result<Option<(Vec<u8>, GroupMeta)>, BackendError> {
-        let found = self.values.read(&[group]).await?.pop().flatten();
-        Ok(found.and_then(|found| Some((found.to_vec(), GroupMeta::parse(&found)?))))
+        let found = self.read_value(group).await?;
+        Ok(found.and_then(|found| {
+            let meta = GroupMeta::parse(&found)?;
+            Some((found, meta))
+        }))
     }
 
     /// Sets the flag of a group under Go's lock. Returns `false` if somebody else has set it.
@@ -378,18 +405,7 @@ impl Mirror for MachineryMirror {
 
     async fn states(&self, ids: &[TaskId]) -> Result<Vec<Option<MirroredState>>, BackendError> {
         let keys: Vec<&str> = ids.iter().map(TaskId::as_str).collect();
-        match self.values.read(&keys).await {
-            Ok(found) => Ok(found.into_iter().map(|found| read_state(&found?)).collect()),
-            // One of the keys holds something else: the others are still answers.
-            Err(BackendError::Record { .. }) => {
-                let mut states = Vec::with_capacity(keys.len());
-                for key in keys {
-                    states.push(self.read_one(key).await?);
-                }
-                Ok(states)
-            }
-            Err(error) => Err(error),
-        }
+        Ok(self.read_each(&keys).await?.into_iter().map(|found| read_state(&found?)).collect())
     }
 }
 
