@@ -51,6 +51,24 @@ pub trait Mirror: fmt::Debug + Send + Sync + 'static {
         outcome: MirroredOutcome<'_>,
     ) -> Result<Followed, BackendError>;
 
+    /// Shows the recorded end of a task once more, after all that follows it was published. Called when its message comes
+    /// again: the other program may have run that message meanwhile, and shown a state that passes. An end that is shown
+    /// there stays, and so does a state that has expired.
+    ///
+    /// # Errors
+    /// [`BackendError`]: the worker tries again, with pauses, until the process ends.
+    ///
+    /// # Cancel safety
+    /// Safe: the end is shown or not.
+    async fn show_again(
+        &self,
+        task: &MirroredTask,
+        outcome: MirroredOutcome<'_>,
+    ) -> Result<(), BackendError> {
+        let _ = (task, outcome);
+        Ok(())
+    }
+
     /// Shows that tasks are about to be sent, with the groups that they form. The client calls it before it publishes
     /// their messages. A record that is there stays as it is: the same task may be sent again.
     ///

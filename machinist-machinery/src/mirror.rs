@@ -13,7 +13,10 @@ use machinist_core::{
 use crate::{
     callback::{after_chord, after_failure, after_success},
     signature::GoSignature,
-    state::{GoState, GroupMeta, MemberState, NewState, decide_state, pending, read_state, results_as_args},
+    state::{
+        GoState, GroupMeta, MemberState, NewState, decide_end_again, decide_state, pending, read_state,
+        results_as_args,
+    },
     tick::{TickDecision, TickLock},
 };
 
@@ -122,6 +125,15 @@ impl MachineryMirror {
 
     /// Writes a state, unless what is there says that it must not be written.
     async fn put(&self, new: &NewState<'_>) -> Result<(), BackendError> {
+        self.put_as(new, decide_state).await
+    }
+
+    /// Writes the record that is decided on from the one that is there.
+    async fn put_as(
+        &self,
+        new: &NewState<'_>,
+        decide: fn(Option<&[u8]>, &NewState<'_>) -> Option<String>,
+    ) -> Result<(), BackendError> {
         for _ in 0..REPLACE_TRIES {
             let found = match self.values.read(&[new.id]).await {
                 Ok(mut found) => found.pop().flatten(),
@@ -136,7 +148,7 @@ impl MachineryMirror {
                 }
                 Err(error) => return Err(error),
             };
-            let Some(record) = decide_state(found.as_deref(), new) else { return Ok(()) };
+            let Some(record) = decide(found.as_deref(), new) else { return Ok(()) };
             if self.values.replace(new.id, found.as_deref(), record.as_bytes(), self.expiry).await? {
                 return Ok(());
             }
@@ -375,6 +387,20 @@ impl Mirror for MachineryMirror {
             owed.extend(self.owed(callback, task).await?);
         }
         Ok(Followed::Owes(owed))
+    }
+
+    async fn show_again(
+        &self,
+        task: &MirroredTask,
+        outcome: MirroredOutcome<'_>,
+    ) -> Result<(), BackendError> {
+        let end = match outcome {
+            MirroredOutcome::Success(results) => NewState { results, ..new_state(task, GoState::Success) },
+            MirroredOutcome::Failure(error) => NewState { error, ..new_state(task, GoState::Failure) },
+            // It passes.
+            _ => return Ok(()),
+        };
+        self.put_as(&end, decide_end_again).await
     }
 
     async fn sending(&self, tasks: &[SentTask], groups: &[SentGroup]) -> Result<(), BackendError> {

@@ -89,6 +89,12 @@ pub(crate) fn decide_state(found: Option<&[u8]>, new: &NewState<'_>) -> Option<S
     Some(out)
 }
 
+/// Returns the record that shows the end of a task again; `None` if that of an end is there, or none any more.
+pub(crate) fn decide_end_again(found: Option<&[u8]>, end: &NewState<'_>) -> Option<String> {
+    let shown = MemberState::of(Some(found?));
+    if shown.has_ended() { None } else { decide_state(found, end) }
+}
+
 /// Returns the record of a task that is sent.
 pub(crate) fn pending(task: &SentTask) -> String {
     let (id, name) = (task.id.as_str(), task.name.as_str());
@@ -355,6 +361,23 @@ mod tests {
         }
         assert!(decide_state(Some(record("failure").as_bytes()), &new(GoState::Success)).is_some());
         assert!(decide_state(None, &new(GoState::Success)).is_some());
+    }
+
+    #[test]
+    fn an_end_is_shown_again_in_place_of_a_state_that_passes() {
+        let at = Timestamp::from_micros(1);
+        let end =
+            NewState { id: "t", name: "fail", state: GoState::Failure, results: &[], error: "boom", at };
+        let again = |found: Option<&str>| decide_end_again(found.map(str::as_bytes), &end);
+        for passing in ["pending-plain", "started", "retry-count"] {
+            let again = again(Some(&record(passing))).unwrap();
+            assert!(again.contains(r#""State":"FAILURE""#) && again.contains("boom"), "{again}");
+        }
+        assert!(again(Some("overwritten")).is_some());
+        for ended in ["success", "failure"] {
+            assert_eq!(again(Some(&record(ended))), None, "somebody has shown an end");
+        }
+        assert_eq!(again(None), None, "it has expired");
     }
 
     #[test]

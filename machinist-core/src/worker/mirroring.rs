@@ -9,11 +9,12 @@ use super::{
     server_calls::{Unanswered, Unpublished, pause},
 };
 use crate::{
+    args::Results,
     broker::{Publish, Target},
     dead_letters::NewDeadLetter,
     delay::keep_for,
     mirror::{Followed, Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState},
-    record::{DeadReason, EndVerdict, FollowUp},
+    record::{DeadReason, EndVerdict, FollowUp, name},
     wire::Envelope,
 };
 
@@ -24,6 +25,28 @@ pub(super) enum Mirrored {
     Done { follows: bool },
     /// It is shown. A guard, which is in the broker, comes back for what follows.
     Later,
+}
+
+/// Recorded end of a task, as another program is told it.
+enum ShownEnd {
+    Success(Results),
+    Failure(String),
+}
+
+impl ShownEnd {
+    fn of(verdict: EndVerdict) -> Self {
+        match verdict {
+            EndVerdict::Success { results } => Self::Success(results),
+            EndVerdict::Failure(failure) => Self::Failure(failure.error.chain.join(": ")),
+        }
+    }
+
+    fn outcome(&self) -> MirroredOutcome<'_> {
+        match self {
+            Self::Success(results) => MirroredOutcome::Success(&results.0),
+            Self::Failure(error) => MirroredOutcome::Failure(error),
+        }
+    }
 }
 
 impl WorkerContext {
@@ -55,19 +78,15 @@ impl WorkerContext {
         let Some((mirror, mut task)) = self.mirrored(envelope) else { return Ok(nothing) };
         task.repeated = end.is_none();
         let owed = match follow_up {
-            FollowUp::Nothing => return Ok(nothing),
+            FollowUp::Nothing => {
+                self.show_end_again(mirror, envelope, &task).await?;
+                return Ok(nothing);
+            }
             FollowUp::NextRun { .. } => self.shown(mirror, envelope, task, MirroredOutcome::Retry).await?,
             FollowUp::Ended { .. } | FollowUp::DeadLetter { .. } => {
                 self.calls.can_sign().await?;
-                match self.recorded_end(envelope, end).await?.end.verdict {
-                    EndVerdict::Success { results } => {
-                        self.shown(mirror, envelope, task, MirroredOutcome::Success(&results.0)).await?
-                    }
-                    EndVerdict::Failure(failure) => {
-                        let error = failure.error.chain.join(": ");
-                        self.shown(mirror, envelope, task, MirroredOutcome::Failure(&error)).await?
-                    }
-                }
+                let end = ShownEnd::of(self.recorded_end(envelope, end).await?.end.verdict);
+                self.shown(mirror, envelope, task, end.outcome()).await?
             }
         };
         let Some(owed) = owed else {
@@ -103,14 +122,46 @@ impl WorkerContext {
                 Ok(Followed::NeedsGuard) => "the mirror asks for a guard that is there".to_owned(),
                 Err(error) => machinist_adapter::error::chain(&error).join(": "),
             };
-            if let Some(suppressed) = self.app.0.log_lines.due("mirror", &error) {
-                tracing::warn!(id = %task.id, error, suppressed, "an outcome is not shown to the program that shares the queue; trying again");
-            }
-            tokio::select! {
-                () = pause(tries) => tries += 1,
-                () = self.stages.reached_leave() => return Err(Unanswered::Leaving.into()),
-            }
+            self.pause_showing(&task, &error, &mut tries).await?;
         }
+    }
+
+    /// Shows the end of a task whose message has come again after all that follows it was published. Nothing is owed: a
+    /// record that cannot be read leaves what is shown.
+    async fn show_end_again(
+        &self,
+        mirror: &Arc<dyn Mirror>,
+        envelope: &Envelope,
+        task: &MirroredTask,
+    ) -> Result<(), Unpublished> {
+        let facts = self.calls.read(&envelope.id).await?;
+        let Some(end) = facts.get(name::END) else { return Ok(()) };
+        self.calls.can_sign().await?;
+        let Ok(recorded) = self.recorded_end(envelope, Some(end.clone())).await else { return Ok(()) };
+        let end = ShownEnd::of(recorded.end.verdict);
+        let mut tries = 0;
+        while let Err(error) = mirror.show_again(task, end.outcome()).await {
+            let error = machinist_adapter::error::chain(&error).join(": ");
+            self.pause_showing(task, &error, &mut tries).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits before an outcome is shown again that the other store did not take.
+    async fn pause_showing(
+        &self,
+        task: &MirroredTask,
+        error: &str,
+        tries: &mut u32,
+    ) -> Result<(), Unpublished> {
+        if let Some(suppressed) = self.app.0.log_lines.due("mirror", error) {
+            tracing::warn!(id = %task.id, error, suppressed, "an outcome is not shown to the program that shares the queue; trying again");
+        }
+        tokio::select! {
+            () = pause(*tries) => *tries += 1,
+            () = self.stages.reached_leave() => return Err(Unanswered::Leaving.into()),
+        }
+        Ok(())
     }
 
     async fn publish_owed(&self, envelope: &Envelope, owed: OwedMessage) -> Result<(), Unpublished> {
