@@ -162,7 +162,13 @@ impl WorkerContext {
     pub(super) async fn identify(&self, queue: &QueueName, message: &Message) -> Settlement {
         let id = TaskId::fresh();
         let profile = self.app.0.rules.profile(queue);
-        let Some(identified) = profile.and_then(|profile| profile.identify(message, &id)) else {
+        let identified = profile.and_then(|profile| {
+            let identified = profile.identify(message, &id)?;
+            // The format may write the id in another form, under which the task runs.
+            let id = profile.read(&identified).map_or(id, |task| task.id);
+            Some((identified, id))
+        });
+        let Some((identified, id)) = identified else {
             let reason = DeadReason::Undecodable;
             return self.dead_letter_unverified(queue, message, reason, "it has no id").await;
         };

@@ -1,13 +1,14 @@
 //! A queue whose messages have the format of another program: consumed, retried, sent to and replayed in that format.
 
 use std::{
+    fmt,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use machinist_core::{
     App, AppBuilder, Arg, Backoff, DeadFilter, Profile, ProfileError, QueueOptions, Signature, State,
-    TaskContext, TaskDef, TaskError, TaskMessage, Worker,
+    TaskContext, TaskDef, TaskError, TaskId, TaskMessage, Worker,
     broker::{Broker, Consume, Delivery, HeaderValue, Message, Publish, Settle, Target},
     id::QueueName,
     record::TaskState,
@@ -17,6 +18,11 @@ use machinist_core::{
 use machinist_memory::{MemoryBackend, MemoryBroker};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context, SubscriberExt},
+};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -35,6 +41,9 @@ impl Profile for Tiny {
             return Err(ProfileError::Newer("a newer tiny".to_owned()));
         }
         let body: Value = serde_json::from_slice(&message.body).map_err(|e| wrong(&e.to_string()))?;
+        if body.get("task").is_some() && body.get("uuid").is_none() {
+            return Err(ProfileError::Unidentified);
+        }
         let text = |field: &str| body[field].as_str().ok_or_else(|| wrong(field));
         let id = text("uuid")?.try_into().map_err(|_| wrong("uuid"))?;
         let name = text("task")?.try_into().map_err(|_| wrong("task"))?;
@@ -56,6 +65,12 @@ impl Profile for Tiny {
         body["positional"] = task.args.iter().map(|arg| arg.value.clone()).collect();
         message.body = serde_json::to_vec(&body).unwrap().into();
         Ok(message)
+    }
+
+    fn identify(&self, message: &Message, id: &TaskId) -> Option<Message> {
+        let mut body: Value = serde_json::from_slice(&message.body).ok()?;
+        body["uuid"] = format!("tiny-{id}").into();
+        Some(Message { body: serde_json::to_vec(&body).ok()?.into(), ..message.clone() })
     }
 }
 
@@ -264,6 +279,43 @@ async fn a_shared_queue_holds_no_guards_and_keeps_tasks_of_others() {
     stop.cancel();
     let theirs = house.take().await;
     assert_eq!((&body(&theirs)["uuid"], &body(&theirs)["task"]), (&json!("t-2"), &json!("theirs")));
+}
+
+/// The ids that were logged.
+#[derive(Debug, Clone, Default)]
+struct LoggedIds(Arc<Mutex<Vec<String>>>);
+
+impl<S: tracing::Subscriber> Layer<S> for LoggedIds {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        struct Id<'a>(&'a LoggedIds);
+        impl Visit for Id<'_> {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                if field.name() == "id" {
+                    self.0.0.lock().unwrap().push(format!("{value:?}"));
+                }
+            }
+        }
+        event.record(&mut Id(self));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_without_an_id_is_logged_with_the_id_under_which_it_runs() {
+    let logged = LoggedIds::default();
+    let subscriber = tracing_subscriber::registry().with(logged.clone());
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let house = House::new();
+    let app = house.app().await;
+    house.work(&app, 3);
+    let nameless = json!({"task": "tiny.flaky", "positional": [21]}).to_string();
+    house.publish(Message { body: nameless.into(), ..Message::default() }).await;
+    while house.seen.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let id = logged.0.lock().unwrap()[0].clone();
+    assert!(id.starts_with("tiny-"), "{id}");
+    let result = app.client().result(id.as_str().try_into().unwrap()).typed::<i64>();
+    assert_eq!(result.wait(SOON).await.unwrap(), 42);
 }
 
 #[tokio::test(start_paused = true)]
