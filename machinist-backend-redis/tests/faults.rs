@@ -319,6 +319,26 @@ async fn the_rights_that_are_asked_for_suffice() {
 }
 
 #[tokio::test]
+async fn values_need_few_rights_and_a_script_that_can_be_loaded() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let keys = format!("~{}:*", namespace.prefix);
+    let asked = "resetchannels -@all +evalsha +script|load +get +set +del +time +ping +hello";
+    let rights: Vec<&str> = std::iter::once(&*keys).chain(asked.split(' ')).collect();
+    let (name, url) = user(&namespace, &rights).await;
+    let values = namespace.connect(&url).await.values();
+    let key = format!("{}:value", namespace.prefix);
+    let mut door = namespace.side_door().await;
+    redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut door).await.unwrap();
+    assert!(values.replace(&key, None, b"1", BOUND).await.unwrap());
+    assert!(values.delete(&key, b"1").await.unwrap());
+    match values.read(&["elsewhere"]).await {
+        Err(BackendError::Refused { reason }) => assert!(reason.contains("from-machinery.md"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    forget_user(&namespace, &name).await;
+}
+
+#[tokio::test]
 async fn a_missing_right_is_refused_with_the_remedy() {
     let Some(namespace) = Namespace::fresh() else { return };
     let (name, url) = user(&namespace, &["~*", "&*", "+@read", "+@connection", "+time", "+evalsha"]).await;
