@@ -6,9 +6,13 @@ use async_trait::async_trait;
 use machinist_backend_redis::RedisValues;
 use machinist_core::{
     Followed, Mirror, MirroredOutcome, MirroredState, MirroredTask, MirroredTick, OwedMessage, PassingState,
-    QueueName, SentGroup, SentTask, TaskId, backend::BackendError, broker::Message, clock::Timestamp,
+    QueueName, SentGroup, SentTask, TaskId,
+    backend::BackendError,
+    broker::{HeaderValue, Message},
+    clock::Timestamp,
     record::TaskState,
 };
+use serde_json::Value;
 
 use crate::{
     callback::{after_chord, after_failure, after_success},
@@ -456,9 +460,37 @@ fn message_of(signature: &GoSignature) -> Message {
     message.content_type = Some("application/json".to_owned());
     message.priority = Some(u8::try_from(signature.number("Priority").unwrap_or_default()).unwrap_or(0));
     for (name, value) in signature.headers().unwrap_or_default().iter() {
-        if let Ok(text) = serde_json::from_str::<String>(value.get()) {
-            message.headers.insert(name.to_owned().into(), text.into());
-        }
+        // Go has no form for numbers there: they are in the body alone.
+        let value = match serde_json::from_str(value.get()) {
+            Ok(Value::String(text)) => HeaderValue::Text(text),
+            Ok(Value::Bool(flag)) => HeaderValue::Bool(flag),
+            _ => continue,
+        };
+        message.headers.insert(name.to_owned().into(), value);
     }
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples::sample;
+
+    #[test]
+    fn headers_of_a_callback_are_those_of_its_message() {
+        let sample = sample("messages", "headers");
+        let body = sample["body_raw"].as_str().unwrap();
+        let message = message_of(&GoSignature::parse(body.as_bytes()).unwrap());
+        let headers = sample["headers"].as_object().unwrap();
+        for (name, value) in headers {
+            let expected = match value {
+                Value::String(text) => Some(HeaderValue::from(text.as_str())),
+                Value::Bool(flag) => Some(HeaderValue::Bool(*flag)),
+                _ => None,
+            };
+            assert_eq!(message.headers.get(&**name), expected.as_ref(), "{name}");
+        }
+        assert!(headers.values().any(Value::is_boolean));
+        assert_eq!(message.body, body.as_bytes());
+    }
 }
