@@ -344,6 +344,62 @@ mod tests {
         assert_eq!(decide_state(Some(record("started").as_bytes()), &pending).unwrap(), expected);
     }
 
+    /// The names of all records.
+    fn records() -> Vec<String> {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machinery/samples/records");
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+        files.map(|file| file.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn every_record_of_go_is_read() {
+        let records = records();
+        assert_eq!(records.len(), 18);
+        for name in records {
+            let (written, value) = (record(&name), &sample("records", &name)["value"]);
+            if name.starts_with("group-") {
+                let meta = GroupMeta::parse(written.as_bytes()).unwrap();
+                assert_eq!(json!(meta.members), value["TaskUUIDs"], "{name}");
+                assert_eq!(json!(meta.triggered), value["ChordTriggered"], "{name}");
+                continue;
+            }
+            let read = read_state(written.as_bytes()).unwrap();
+            assert_eq!(json!(read.state), value["State"], "{name}");
+            assert_eq!(
+                (json!(read.name), json!(read.error)),
+                (value["TaskName"].clone(), value["Error"].clone())
+            );
+            let sent = value["CreatedAt"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+            assert_eq!(read.sent_at, Some(Timestamp::from_micros(sent.as_microsecond())), "{name}");
+            let kinds: Vec<&str> = read.results.0.iter().map(|result| result.kind.as_str()).collect();
+            let results = value["Results"].as_array().map_or(&[][..], Vec::as_slice);
+            let expected: Vec<_> = results.iter().map(|result| result["Type"].as_str().unwrap()).collect();
+            assert_eq!(kinds, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_written_as_go_writes_it() {
+        let at = Timestamp::from_micros(1_500_000);
+        let at_that_time = |name: &str| {
+            let created = sample("records", name)["value"]["CreatedAt"].as_str().unwrap().to_owned();
+            record(name).replace(&created, &instant(at))
+        };
+        for name in records().iter().filter(|name| name.starts_with("pending-")) {
+            let value = &sample("records", name)["value"];
+            let text = |field: &str| value[field].as_str().unwrap();
+            let id = text("TaskUUID").try_into().unwrap();
+            let task = SentTask::new(id, text("TaskName").try_into().unwrap(), at);
+            assert_eq!(pending(&task), at_that_time(name), "{name}");
+        }
+        let meta = GroupMeta::parse(record("group-meta").as_bytes()).unwrap();
+        let members: Vec<TaskId> =
+            meta.members.iter().map(|member| member.as_str().try_into().unwrap()).collect();
+        let group = &sample("records", "group-meta")["value"]["GroupUUID"];
+        let written = GroupMeta::new_record(group.as_str().unwrap(), &members, at);
+        assert_eq!(written, at_that_time("group-meta"));
+    }
+
     #[test]
     fn what_passes_replaces_no_end_and_an_end_replaces_anything() {
         let new = |state| NewState {
