@@ -72,7 +72,8 @@ pub(crate) fn key_error(error: &RedisError, key: &str) -> BackendError {
 /// The remedy for a missing permission, with the ACL of `docs/production.md`, which a test uses.
 const PERMISSION: &str = "this user lacks a permission: give it (ACL SETUSER) `~NAMESPACE:* &NAMESPACE:* +evalsha \
                           +script|load +hmget +hgetall +hset +hsetnx +hdel +pexpire +set +get +exists +del +zadd +zrem \
-                          +zrange +zrangebyscore +zremrangebyscore +time +ssubscribe +sunsubscribe +spublish +ping +hello`";
+                          +zrange +zrangebyscore +zremrangebyscore +time +ssubscribe +sunsubscribe +spublish +ping +hello`; \
+                          states of Go machinery have keys outside of the namespace (docs/from-machinery.md)";
 
 /// An answer of a shape that no supported server gives.
 pub(crate) fn unexpected(wanted: &str, got: &Value) -> BackendError {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use machinist_adapter::backend::BackendError;
-use redis::{Cmd, PushKind, RedisError, RedisResult, Value};
+use redis::{Cmd, PushKind, RedisError, RedisResult, Script, Value};
 use tokio::runtime::{Handle, Id};
 
 use crate::{
@@ -121,7 +121,7 @@ impl RedisLinks {
             if unknown.is_empty() {
                 break;
             }
-            self.load_scripts().await?;
+            self.load([&SCRIPT, &SESSION_SCRIPT]).await?;
             let repeated = self.try_confirmed(unknown.iter().map(|&i| call(i)).collect(), wait).await?;
             for (i, answer) in unknown.into_iter().zip(repeated) {
                 answers[i] = answer;
@@ -181,10 +181,11 @@ impl RedisLinks {
         answer
     }
 
-    async fn load_scripts(&self) -> RedisResult<()> {
+    /// Loads scripts, on every master.
+    pub(crate) async fn load<const N: usize>(&self, scripts: [&Script; N]) -> RedisResult<()> {
         let link = self.link().await?;
         let mut wire = link.wire.clone();
-        for script in [&SCRIPT, &SESSION_SCRIPT] {
+        for script in scripts {
             let loaded = match &mut wire {
                 RedisConnection::Single(connection) => script.load_async(connection).await,
                 RedisConnection::Cluster(connection, ..) => script.load_async(connection).await,

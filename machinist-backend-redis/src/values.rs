@@ -4,7 +4,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -20,34 +20,22 @@ use crate::{
 };
 
 /// Replaces a value that is as expected, or absent.
-static REPLACE: ValueScript = ValueScript::new(
-    "local found = redis.call('GET', KEYS[1])\n\
-     if ARGV[1] == '' and found or ARGV[1] ~= '' and found ~= ARGV[1] then return 0 end\n\
-     redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])\n\
-     return 1",
-);
+static REPLACE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local found = redis.call('GET', KEYS[1])\n\
+         if ARGV[1] == '' and found or ARGV[1] ~= '' and found ~= ARGV[1] then return 0 end\n\
+         redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])\n\
+         return 1",
+    )
+});
 
 /// Deletes a value that is as expected.
-static DELETE: ValueScript = ValueScript::new(
-    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end\n\
-     return 0",
-);
-
-/// A script with its digest, by which a server that knows it is asked.
-struct ValueScript {
-    code: &'static str,
-    digest: OnceLock<String>,
-}
-
-impl ValueScript {
-    const fn new(code: &'static str) -> Self {
-        Self { code, digest: OnceLock::new() }
-    }
-
-    fn digest(&self) -> &str {
-        self.digest.get_or_init(|| Script::new(self.code).get_hash().to_owned())
-    }
-}
+static DELETE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end\n\
+         return 0",
+    )
+});
 
 /// Values of another program, over the connection of a [`RedisBackend`].
 #[derive(Clone)]
@@ -162,20 +150,22 @@ impl RedisValues {
         self.call(&DELETE, key, &[found]).await
     }
 
-    async fn call(&self, script: &ValueScript, key: &str, args: &[&[u8]]) -> Result<bool, BackendError> {
-        let cmd = |name: &str, script: &str| {
-            let mut cmd = redis::cmd(name);
-            cmd.arg(script).arg(1).arg(key);
-            args.iter().for_each(|arg| {
-                cmd.arg(*arg);
-            });
-            cmd
-        };
+    async fn call(&self, script: &Script, key: &str, args: &[&[u8]]) -> Result<bool, BackendError> {
+        let mut cmd = redis::cmd("EVALSHA");
+        cmd.arg(script.get_hash()).arg(1).arg(key);
+        args.iter().for_each(|arg| {
+            cmd.arg(*arg);
+        });
         let failed = |error: RedisError| key_error(&error, key);
-        let answer = match self.0.try_one(cmd("EVALSHA", script.digest())).await {
-            Err(error) if script_is_unknown(&error) => self.0.try_one(cmd("EVAL", script.code)).await,
-            answer => answer,
-        };
+        let mut answer = self.0.try_one(cmd.clone()).await;
+        // Twice, because somebody may empty the script cache between loading and calling.
+        for _ in 0..2 {
+            if !answer.as_ref().is_err_and(script_is_unknown) {
+                break;
+            }
+            self.0.load([script]).await.map_err(failed)?;
+            answer = self.0.try_one(cmd.clone()).await;
+        }
         match answer.map_err(failed)? {
             Value::Int(changed) => Ok(changed == 1),
             other => Err(unexpected("a number", &other)),

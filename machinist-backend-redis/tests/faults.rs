@@ -319,6 +319,70 @@ async fn the_rights_that_are_asked_for_suffice() {
 }
 
 #[tokio::test]
+async fn a_value_is_replaced_as_it_was_read_alone() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let values = namespace.connect(&namespace.url).await.values();
+    let key = |name: &str| format!("{}:{name}", namespace.prefix);
+    let (one, list) = (key("one"), key("list"));
+    let mut door = namespace.side_door().await;
+    let read = async || values.read(&[&*one]).await.unwrap().remove(0).map(Vec::from);
+
+    assert!(!values.replace(&one, Some(b"old"), b"new", BOUND).await.unwrap(), "there is none");
+    assert!(values.replace(&one, None, b"old", BOUND).await.unwrap());
+    assert!(!values.replace(&one, None, b"new", BOUND).await.unwrap(), "there is one");
+    assert!(!values.replace(&one, Some(b"other"), b"new", BOUND).await.unwrap());
+    assert!(!values.write_absent(&one, b"new", BOUND).await.unwrap());
+    assert_eq!(read().await.as_deref(), Some(&b"old"[..]));
+    for found in ["old", "new"] {
+        // A script is loaded again when the server does not know it.
+        redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut door).await.unwrap();
+        let replaced = values.replace(&one, Some(found.as_bytes()), b"new", BOUND).await;
+        assert!(replaced.unwrap(), "{found}");
+    }
+    let left: i64 = redis::cmd("PTTL").arg(&one).query_async(&mut door).await.unwrap();
+    assert!(left > 0 && left <= BOUND.as_millis() as i64, "{left}");
+    assert!(!values.delete(&one, b"old").await.unwrap());
+    redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut door).await.unwrap();
+    assert!(values.delete(&one, b"new").await.unwrap());
+    assert_eq!(read().await, None);
+
+    redis::cmd("LPUSH").arg(&list).arg("x").exec_async(&mut door).await.unwrap();
+    let refused = [
+        values.read(&[&*one, &*list]).await.map(drop),
+        values.replace(&list, None, b"x", BOUND).await.map(drop),
+        values.delete(&list, b"x").await.map(drop),
+    ];
+    for refused in refused {
+        let Err(BackendError::Record { reason }) = refused else { panic!("{refused:?}") };
+        assert!(reason.starts_with(&list), "{reason}");
+    }
+    assert!(!values.write_absent(&list, b"x", BOUND).await.unwrap());
+    values.write(&list, b"x", BOUND).await.unwrap();
+    assert_eq!(values.read(&[&*list]).await.unwrap()[0].as_deref(), Some(&b"x"[..]), "in place of anything");
+    namespace.erase().await;
+}
+
+#[tokio::test]
+async fn values_need_few_rights_and_a_script_that_can_be_loaded() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let keys = format!("~{}:*", namespace.prefix);
+    let asked = "resetchannels -@all +evalsha +script|load +get +set +del +time +ping +hello";
+    let rights: Vec<&str> = std::iter::once(&*keys).chain(asked.split(' ')).collect();
+    let (name, url) = user(&namespace, &rights).await;
+    let values = namespace.connect(&url).await.values();
+    let key = format!("{}:value", namespace.prefix);
+    let mut door = namespace.side_door().await;
+    redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut door).await.unwrap();
+    assert!(values.replace(&key, None, b"1", BOUND).await.unwrap());
+    assert!(values.delete(&key, b"1").await.unwrap());
+    match values.read(&["elsewhere"]).await {
+        Err(BackendError::Refused { reason }) => assert!(reason.contains("from-machinery.md"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    forget_user(&namespace, &name).await;
+}
+
+#[tokio::test]
 async fn a_missing_right_is_refused_with_the_remedy() {
     let Some(namespace) = Namespace::fresh() else { return };
     let (name, url) = user(&namespace, &["~*", "&*", "+@read", "+@connection", "+time", "+evalsha"]).await;

@@ -37,6 +37,9 @@ pub trait Mirror: fmt::Debug + Send + Sync + 'static {
     /// flag, returns [`Followed::NeedsGuard`] unless the task is [`guarded`](MirroredTask::guarded). The worker publishes a
     /// guard and asks again.
     ///
+    /// A mirror that cannot tell what follows before another task has ended returns [`Followed::Later`]. Waiting would keep
+    /// a slot, which that task may need.
+    ///
     /// # Errors
     /// [`BackendError`]: the worker asks again, with pauses, until the process ends.
     ///
@@ -47,6 +50,24 @@ pub trait Mirror: fmt::Debug + Send + Sync + 'static {
         task: &MirroredTask,
         outcome: MirroredOutcome<'_>,
     ) -> Result<Followed, BackendError>;
+
+    /// Shows the recorded end of a task once more, after all that follows it was published. Called when its message comes
+    /// again: the other program may have run that message meanwhile, and shown a state that passes. An end that is shown
+    /// there stays, and so does a state that has expired.
+    ///
+    /// # Errors
+    /// [`BackendError`]: the worker tries again, with pauses, until the process ends.
+    ///
+    /// # Cancel safety
+    /// Safe: the end is shown or not.
+    async fn show_again(
+        &self,
+        task: &MirroredTask,
+        outcome: MirroredOutcome<'_>,
+    ) -> Result<(), BackendError> {
+        let _ = (task, outcome);
+        Ok(())
+    }
 
     /// Shows that tasks are about to be sent, with the groups that they form. The client calls it before it publishes
     /// their messages. A record that is there stays as it is: the same task may be sent again.
@@ -212,6 +233,9 @@ pub enum Followed {
     Owes(Vec<OwedMessage>),
     /// The task is not guarded, and must be before more is written.
     NeedsGuard,
+    /// The outcome is shown. What follows depends on a task that runs once more: the worker publishes a guard, which comes
+    /// back and asks again.
+    Later,
 }
 
 /// State of a task that has not ended.

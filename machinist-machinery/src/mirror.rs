@@ -6,14 +6,21 @@ use async_trait::async_trait;
 use machinist_backend_redis::RedisValues;
 use machinist_core::{
     Followed, Mirror, MirroredOutcome, MirroredState, MirroredTask, MirroredTick, OwedMessage, PassingState,
-    QueueName, SentGroup, SentTask, TaskId, backend::BackendError, broker::Message, clock::Timestamp,
+    QueueName, SentGroup, SentTask, TaskId,
+    backend::BackendError,
+    broker::{HeaderValue, Message},
+    clock::Timestamp,
     record::TaskState,
 };
+use serde_json::Value;
 
 use crate::{
     callback::{after_chord, after_failure, after_success},
     signature::GoSignature,
-    state::{GoState, GroupMeta, NewState, decide_state, pending, read_state, results_as_args, succeeded},
+    state::{
+        GoState, GroupMeta, MemberState, NewState, decide_end_again, decide_state, pending, read_state,
+        results_as_args,
+    },
     tick::{TickDecision, TickLock},
 };
 
@@ -122,6 +129,15 @@ impl MachineryMirror {
 
     /// Writes a state, unless what is there says that it must not be written.
     async fn put(&self, new: &NewState<'_>) -> Result<(), BackendError> {
+        self.put_as(new, decide_state).await
+    }
+
+    /// Writes the record that is decided on from the one that is there.
+    async fn put_as(
+        &self,
+        new: &NewState<'_>,
+        decide: fn(Option<&[u8]>, &NewState<'_>) -> Option<String>,
+    ) -> Result<(), BackendError> {
         for _ in 0..REPLACE_TRIES {
             let found = match self.values.read(&[new.id]).await {
                 Ok(mut found) => found.pop().flatten(),
@@ -136,7 +152,7 @@ impl MachineryMirror {
                 }
                 Err(error) => return Err(error),
             };
-            let Some(record) = decide_state(found.as_deref(), new) else { return Ok(()) };
+            let Some(record) = decide(found.as_deref(), new) else { return Ok(()) };
             if self.values.replace(new.id, found.as_deref(), record.as_bytes(), self.expiry).await? {
                 return Ok(());
             }
@@ -193,7 +209,11 @@ impl MachineryMirror {
         }
         let count = member.number("GroupTaskCount").unwrap_or_default();
         let Some((_, meta)) = self.group(&group).await? else {
-            tracing::error!(group, id, "the record of a group has expired: its chord is never triggered");
+            tracing::error!(
+                group,
+                id,
+                "the record of a group has expired, or another program has written over it: its chord is never triggered"
+            );
             return Ok(Chord::NotOwed);
         };
         let owes = meta.is_triggered_by(id);
@@ -201,15 +221,25 @@ impl MachineryMirror {
             return Ok(Chord::NotOwed);
         }
         let members: Vec<&str> = meta.members.iter().map(String::as_str).collect();
-        let states = self.values.read(&members).await?;
-        let ended: Vec<bool> = states.iter().filter_map(|state| succeeded(state.as_deref())).collect();
-        if i64::try_from(ended.len()) != Ok(count) && !owes {
-            if ended.len() == members.len() {
+        let found = self.read_each(&members).await?;
+        let states: Vec<MemberState> = found.iter().map(|found| MemberState::of(found.as_deref())).collect();
+        let ended = states.iter().filter(|state| state.has_ended()).count();
+        let (counted, all) = (i64::try_from(ended) == Ok(count), ended == members.len());
+        let is_due = owes || (counted && all);
+        if !is_due {
+            let (members, running) = (members.len(), states.contains(&MemberState::Running));
+            if counted || all {
                 tracing::error!(
                     group,
                     count,
-                    members = members.len(),
-                    "all members of a group have ended, and GroupTaskCount says another number: its chord is never triggered"
+                    members,
+                    "GroupTaskCount is not the number of members of the group: its chord is never triggered"
+                );
+            } else if !running {
+                tracing::error!(
+                    group,
+                    id,
+                    "the state of a member of a group is gone: its chord is never triggered"
                 );
             }
             return Ok(Chord::NotOwed);
@@ -220,10 +250,14 @@ impl MachineryMirror {
         if !owes && !self.trigger(&group, id).await? {
             return Ok(Chord::NotOwed);
         }
-        if !ended.iter().all(|succeeded| *succeeded) {
+        if states.contains(&MemberState::Failed) {
             return Ok(Chord::NotOwed);
         }
-        let results = states.iter().map(|state| results_as_args(state.as_deref()?));
+        // All had succeeded when the chord was triggered. Since then, a worker of Go has got the message of one again.
+        if states.contains(&MemberState::Running) {
+            return Ok(Chord::Later);
+        }
+        let results = found.iter().map(|found| results_as_args(found.as_deref()?));
         let Some(results) = results.collect::<Option<Vec<_>>>() else {
             tracing::error!(group, id, "the state of a member of a group is gone: its chord has no results");
             return Ok(Chord::NotOwed);
@@ -237,19 +271,42 @@ impl MachineryMirror {
         }
     }
 
-    /// Reads the state of a task. A value of another kind counts as none.
+    /// Reads the state of a task.
     async fn read_one(&self, key: &str) -> Result<Option<MirroredState>, BackendError> {
+        Ok(self.read_value(key).await?.and_then(|found| read_state(&found)))
+    }
+
+    /// Reads a value. One of another kind counts as none: asking again would not change it.
+    async fn read_value(&self, key: &str) -> Result<Option<Vec<u8>>, BackendError> {
         match self.values.read(&[key]).await {
-            Ok(mut found) => Ok(found.pop().flatten().and_then(|found| read_state(&found))),
+            Ok(mut found) => Ok(found.pop().flatten().map(Into::into)),
             Err(BackendError::Record { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads values. Those of another kind count as none, and the others are still answers.
+    async fn read_each(&self, keys: &[&str]) -> Result<Vec<Option<Vec<u8>>>, BackendError> {
+        match self.values.read(keys).await {
+            Ok(found) => Ok(found.into_iter().map(|found| found.map(Into::into)).collect()),
+            Err(BackendError::Record { .. }) => {
+                let mut found = Vec::with_capacity(keys.len());
+                for key in keys {
+                    found.push(self.read_value(key).await?);
+                }
+                Ok(found)
+            }
             Err(error) => Err(error),
         }
     }
 
     /// Reads the record of a group.
     async fn group(&self, group: &str) -> Result<Option<(Vec<u8>, GroupMeta)>, BackendError> {
-        let found = self.values.read(&[group]).await?.pop().flatten();
-        Ok(found.and_then(|found| Some((found.to_vec(), GroupMeta::parse(&found)?))))
+        let found = self.read_value(group).await?;
+        Ok(found.and_then(|found| {
+            let meta = GroupMeta::parse(&found)?;
+            Some((found, meta))
+        }))
     }
 
     /// Sets the flag of a group under Go's lock. Returns `false` if somebody else has set it.
@@ -326,6 +383,7 @@ impl Mirror for MachineryMirror {
                 Chord::NotOwed => {}
                 Chord::Callback(callback) => callbacks.push(callback),
                 Chord::NeedsGuard => return Ok(Followed::NeedsGuard),
+                Chord::Later => return Ok(Followed::Later),
             }
         }
         let mut owed = Vec::with_capacity(callbacks.len());
@@ -333,6 +391,20 @@ impl Mirror for MachineryMirror {
             owed.extend(self.owed(callback, task).await?);
         }
         Ok(Followed::Owes(owed))
+    }
+
+    async fn show_again(
+        &self,
+        task: &MirroredTask,
+        outcome: MirroredOutcome<'_>,
+    ) -> Result<(), BackendError> {
+        let end = match outcome {
+            MirroredOutcome::Success(results) => NewState { results, ..new_state(task, GoState::Success) },
+            MirroredOutcome::Failure(error) => NewState { error, ..new_state(task, GoState::Failure) },
+            // It passes.
+            _ => return Ok(()),
+        };
+        self.put_as(&end, decide_end_again).await
     }
 
     async fn sending(&self, tasks: &[SentTask], groups: &[SentGroup]) -> Result<(), BackendError> {
@@ -363,18 +435,7 @@ impl Mirror for MachineryMirror {
 
     async fn states(&self, ids: &[TaskId]) -> Result<Vec<Option<MirroredState>>, BackendError> {
         let keys: Vec<&str> = ids.iter().map(TaskId::as_str).collect();
-        match self.values.read(&keys).await {
-            Ok(found) => Ok(found.into_iter().map(|found| read_state(&found?)).collect()),
-            // One of the keys holds something else: the others are still answers.
-            Err(BackendError::Record { .. }) => {
-                let mut states = Vec::with_capacity(keys.len());
-                for key in keys {
-                    states.push(self.read_one(key).await?);
-                }
-                Ok(states)
-            }
-            Err(error) => Err(error),
-        }
+        Ok(self.read_each(&keys).await?.into_iter().map(|found| read_state(&found?)).collect())
     }
 }
 
@@ -385,6 +446,8 @@ enum Chord {
     Callback(GoSignature),
     /// The callback, once a guard is there: this member triggers the chord, and its message might go to a worker of Go.
     NeedsGuard,
+    /// The callback, once a member that runs again has ended.
+    Later,
 }
 
 fn new_state(task: &MirroredTask, state: GoState) -> NewState<'_> {
@@ -397,9 +460,37 @@ fn message_of(signature: &GoSignature) -> Message {
     message.content_type = Some("application/json".to_owned());
     message.priority = Some(u8::try_from(signature.number("Priority").unwrap_or_default()).unwrap_or(0));
     for (name, value) in signature.headers().unwrap_or_default().iter() {
-        if let Ok(text) = serde_json::from_str::<String>(value.get()) {
-            message.headers.insert(name.to_owned().into(), text.into());
-        }
+        // Go has no form for numbers there: they are in the body alone.
+        let value = match serde_json::from_str(value.get()) {
+            Ok(Value::String(text)) => HeaderValue::Text(text),
+            Ok(Value::Bool(flag)) => HeaderValue::Bool(flag),
+            _ => continue,
+        };
+        message.headers.insert(name.to_owned().into(), value);
     }
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples::sample;
+
+    #[test]
+    fn headers_of_a_callback_are_those_of_its_message() {
+        let sample = sample("messages", "headers");
+        let body = sample["body_raw"].as_str().unwrap();
+        let message = message_of(&GoSignature::parse(body.as_bytes()).unwrap());
+        let headers = sample["headers"].as_object().unwrap();
+        for (name, value) in headers {
+            let expected = match value {
+                Value::String(text) => Some(HeaderValue::from(text.as_str())),
+                Value::Bool(flag) => Some(HeaderValue::Bool(*flag)),
+                _ => None,
+            };
+            assert_eq!(message.headers.get(&**name), expected.as_ref(), "{name}");
+        }
+        assert!(headers.values().any(Value::is_boolean));
+        assert_eq!(message.body, body.as_bytes());
+    }
 }

@@ -106,11 +106,12 @@ impl GoSignature {
                 _ => Ok(None),
             };
         }
-        let instant = DateTimeParser::new().parse_timestamp(&text);
-        let instant = instant.map_err(|error| {
-            format!(
-                "ETA {text:?} is no instant: take a date, a time and a time zone, as in RFC 3339 ({error})"
-            )
+        let instant = DateTimeParser::new().parse_timestamp(&text).or_else(|error| {
+            beyond_time(&text).ok_or_else(|| {
+                format!(
+                    "ETA {text:?} is no instant: take a date, a time and a time zone, as in RFC 3339 ({error})"
+                )
+            })
         })?;
         Ok(Some(Timestamp::from_micros(instant.as_microsecond())))
     }
@@ -219,6 +220,13 @@ fn fields_of_go() -> impl Iterator<Item = (&'static str, &'static str)> + Clone 
     FIELDS.into_iter()
 }
 
+/// Returns the last instant in place of one that is written correctly and lies after it, as the end of the year 9999 does.
+fn beyond_time(text: &str) -> Option<jiff::Timestamp> {
+    let pieces = DateTimeParser::new().parse_pieces(text).ok()?;
+    let is_instant = pieces.time().is_some() && pieces.to_numeric_offset().is_some();
+    (is_instant && pieces.date().year() > 0).then_some(jiff::Timestamp::MAX)
+}
+
 /// Writes an argument as Go does.
 fn write_arg(out: &mut String, arg: &Arg) -> Result<(), String> {
     out.push_str("{\"Name\":");
@@ -284,7 +292,20 @@ mod tests {
             eta("\"1970-01-01T02:00:01.000001999+02:00\""),
             Ok(Some(Timestamp::from_micros(1_000_001)))
         );
-        for wrong in ["\"2026-11-20T23:37:33\"", "\"tomorrow\"", "\"\"", "7"] {
+        let last = Timestamp::from_micros(jiff::Timestamp::MAX.as_microsecond());
+        for late in
+            ["9999-12-31T23:59:59Z", "9999-12-31T00:00:00-01:00", "9999-12-31T23:59:59.999999999+00:00"]
+        {
+            assert_eq!(eta(&format!("\"{late}\"")), Ok(Some(last)), "{late}");
+        }
+        for wrong in [
+            "\"2026-11-20T23:37:33\"",
+            "\"9999-12-31T23:59:59\"",
+            "\"9999-12-31Z\"",
+            "\"tomorrow\"",
+            "\"\"",
+            "7",
+        ] {
             assert!(eta(wrong).unwrap_err().starts_with("ETA "), "{wrong}");
         }
         let mut kept = GoSignature::parse(br#"{"ETA":"1970-01-01T00:00:01.000001999Z"}"#).unwrap();

@@ -89,6 +89,12 @@ pub(crate) fn decide_state(found: Option<&[u8]>, new: &NewState<'_>) -> Option<S
     Some(out)
 }
 
+/// Returns the record that shows the end of a task again; `None` if that of an end is there, or none any more.
+pub(crate) fn decide_end_again(found: Option<&[u8]>, end: &NewState<'_>) -> Option<String> {
+    let shown = MemberState::of(Some(found?));
+    if shown.has_ended() { None } else { decide_state(found, end) }
+}
+
 /// Returns the record of a task that is sent.
 pub(crate) fn pending(task: &SentTask) -> String {
     let (id, name) = (task.id.as_str(), task.name.as_str());
@@ -100,14 +106,31 @@ fn state_of(fields: &RawFields) -> Option<String> {
     serde_json::from_str(fields.get("State")?.get()).ok()
 }
 
-/// Returns `true` if the record of a task is that of a success, `false` for a failure; `None` if the task has not ended,
-/// or has no record.
-pub(crate) fn succeeded(found: Option<&[u8]>) -> Option<bool> {
-    let fields: RawFields = serde_json::from_slice(found?).ok()?;
-    match &*state_of(&fields)? {
-        "SUCCESS" => Some(true),
-        "FAILURE" => Some(false),
-        _ => None,
+/// State of a member of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MemberState {
+    Succeeded,
+    Failed,
+    /// It has not ended, or runs once more.
+    Running,
+    /// It has no record, or none that can be read.
+    Gone,
+}
+
+impl MemberState {
+    /// Reads the state of a member from its record.
+    pub(crate) fn of(found: Option<&[u8]>) -> Self {
+        let fields = found.and_then(|found| serde_json::from_slice::<RawFields>(found).ok());
+        match fields.as_ref().and_then(state_of).as_deref() {
+            Some("SUCCESS") => Self::Succeeded,
+            Some("FAILURE") => Self::Failed,
+            Some("PENDING" | "RECEIVED" | "STARTED" | "RETRY") => Self::Running,
+            _ => Self::Gone,
+        }
+    }
+
+    pub(crate) const fn has_ended(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed)
     }
 }
 
@@ -321,6 +344,62 @@ mod tests {
         assert_eq!(decide_state(Some(record("started").as_bytes()), &pending).unwrap(), expected);
     }
 
+    /// The names of all records.
+    fn records() -> Vec<String> {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machinery/samples/records");
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+        files.map(|file| file.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn every_record_of_go_is_read() {
+        let records = records();
+        assert_eq!(records.len(), 19);
+        for name in records {
+            let (written, value) = (record(&name), &sample("records", &name)["value"]);
+            if name.starts_with("group-") {
+                let meta = GroupMeta::parse(written.as_bytes()).unwrap();
+                assert_eq!(json!(meta.members), value["TaskUUIDs"], "{name}");
+                assert_eq!(json!(meta.triggered), value["ChordTriggered"], "{name}");
+                continue;
+            }
+            let read = read_state(written.as_bytes()).unwrap();
+            assert_eq!(json!(read.state), value["State"], "{name}");
+            assert_eq!(
+                (json!(read.name), json!(read.error)),
+                (value["TaskName"].clone(), value["Error"].clone())
+            );
+            let sent = value["CreatedAt"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+            assert_eq!(read.sent_at, Some(Timestamp::from_micros(sent.as_microsecond())), "{name}");
+            let kinds: Vec<&str> = read.results.0.iter().map(|result| result.kind.as_str()).collect();
+            let results = value["Results"].as_array().map_or(&[][..], Vec::as_slice);
+            let expected: Vec<_> = results.iter().map(|result| result["Type"].as_str().unwrap()).collect();
+            assert_eq!(kinds, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_written_as_go_writes_it() {
+        let at = Timestamp::from_micros(1_500_000);
+        let at_that_time = |name: &str| {
+            let created = sample("records", name)["value"]["CreatedAt"].as_str().unwrap().to_owned();
+            record(name).replace(&created, &instant(at))
+        };
+        for name in records().iter().filter(|name| name.starts_with("pending-")) {
+            let value = &sample("records", name)["value"];
+            let text = |field: &str| value[field].as_str().unwrap();
+            let id = text("TaskUUID").try_into().unwrap();
+            let task = SentTask::new(id, text("TaskName").try_into().unwrap(), at);
+            assert_eq!(pending(&task), at_that_time(name), "{name}");
+        }
+        let meta = GroupMeta::parse(record("group-meta").as_bytes()).unwrap();
+        let members: Vec<TaskId> =
+            meta.members.iter().map(|member| member.as_str().try_into().unwrap()).collect();
+        let group = &sample("records", "group-meta")["value"]["GroupUUID"];
+        let written = GroupMeta::new_record(group.as_str().unwrap(), &members, at);
+        assert_eq!(written, at_that_time("group-meta"));
+    }
+
     #[test]
     fn what_passes_replaces_no_end_and_an_end_replaces_anything() {
         let new = |state| NewState {
@@ -338,6 +417,23 @@ mod tests {
         }
         assert!(decide_state(Some(record("failure").as_bytes()), &new(GoState::Success)).is_some());
         assert!(decide_state(None, &new(GoState::Success)).is_some());
+    }
+
+    #[test]
+    fn an_end_is_shown_again_in_place_of_a_state_that_passes() {
+        let at = Timestamp::from_micros(1);
+        let end =
+            NewState { id: "t", name: "fail", state: GoState::Failure, results: &[], error: "boom", at };
+        let again = |found: Option<&str>| decide_end_again(found.map(str::as_bytes), &end);
+        for passing in ["pending-plain", "started", "retry-count"] {
+            let again = again(Some(&record(passing))).unwrap();
+            assert!(again.contains(r#""State":"FAILURE""#) && again.contains("boom"), "{again}");
+        }
+        assert!(again(Some("overwritten")).is_some());
+        for ended in ["success", "failure"] {
+            assert_eq!(again(Some(&record(ended))), None, "somebody has shown an end");
+        }
+        assert_eq!(again(None), None, "it has expired");
     }
 
     #[test]
@@ -369,8 +465,14 @@ mod tests {
         assert_eq!(args[0], r#"{"Name":"","Type":"string","Value":"x"}"#);
         assert_eq!(results_as_args(record("success-no-result").as_bytes()).unwrap(), [""; 0]);
         assert_eq!(results_as_args(record("started").as_bytes()).unwrap(), [""; 0], "null is no result");
-        assert_eq!(succeeded(Some(record("success").as_bytes())), Some(true));
-        assert_eq!(succeeded(Some(record("failure").as_bytes())), Some(false));
-        assert_eq!((succeeded(Some(record("started").as_bytes())), succeeded(None)), (None, None));
+    }
+
+    #[test]
+    fn the_record_of_a_member_says_how_far_it_is() {
+        let of = |name: &str| MemberState::of(Some(record(name).as_bytes()));
+        assert_eq!((of("success"), of("failure")), (MemberState::Succeeded, MemberState::Failed));
+        assert_eq!((of("started"), of("pending-plain")), (MemberState::Running, MemberState::Running));
+        assert_eq!((of("group-meta"), MemberState::of(None)), (MemberState::Gone, MemberState::Gone));
+        assert_eq!(MemberState::of(Some(b"{\"State\":5}")), MemberState::Gone);
     }
 }

@@ -62,7 +62,25 @@ fn a_worker_with_the_configuration_of_go_serves_a_queue_of_go() {
     {
         folder.run(&["send", "add", "1", "1", "--queue", &queue, option]).ended(64).reports(&[says]);
     }
-    worker.stop().ended(0);
+    let said = worker.stop().ended(0).stderr;
+    let gaps = said.lines().filter(|line| line.contains("no counterpart")).collect::<Vec<_>>();
+    assert!(gaps.len() == 1 && gaps[0].contains("amqp.prefetch_count"), "{gaps:?}");
+
+    // Without machinist.toml and without a record of ours, the store of Go says it.
+    let Some(stranger) = servers("a_worker_with_the_configuration_of_go_serves_a_queue_of_go") else {
+        return;
+    };
+    let known = ["--profile", "machinery", "--queue", &queue, "--json"];
+    let status = stranger.run(&[&["status", &id][..], &known].concat()).ended(0).json();
+    assert_eq!((&status["state"], &status["results"]), (&json!("SUCCESS"), &json!([4])), "{status}");
+    stranger.run(&["status", &id]).ended(3);
+    // With it, the address of the queue is the one that it names.
+    let sent = folder.run(&[&["send", "add", "1", "1"][..], &known].concat()).ended(0).json();
+    let status = stranger.run(&[&["status", sent["id"].as_str().unwrap()][..], &known].concat()).ended(2);
+    assert_eq!(status.json()["state"], "PENDING");
+    folder.write("ours.toml", &format!("[queues.{queue}]\nallow_unsigned = true\ntasks = [\"add\"]\n"));
+    let ours = [&["send", "add", "1", "1", "--config", "ours.toml"][..], &known].concat();
+    folder.run(&ours).ended(64).reports(&["has no profile at ours.toml:3"]);
 }
 
 #[test]

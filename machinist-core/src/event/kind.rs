@@ -184,7 +184,8 @@ pub enum EventKind<'a> {
         reason: &'static str,
         /// The error, for people.
         error: &'a str,
-        /// Time for which the message is still offered again.
+        /// Time for which the message is still offered again; [`Duration::MAX`] if it is for a program that shares the
+        /// queue, and is offered until that takes it.
         remaining: Duration,
     },
     /// A task whose start is refused is parked: its message comes back later.

@@ -40,9 +40,9 @@ impl QueueOptions {
 
     /// Shares the queue with workers of another program. Copies of running tasks that come back later go to a queue of
     /// machinist beside it, `NAME.guards`, which workers of the queue consume too: a worker of the other program would run
-    /// them. Tasks that are not listed in [`allow_unsigned`](Self::allow_unsigned) are offered again for an hour, because
-    /// they are for that program, before they become dead letters. A delayed task that is overdue is not published again:
-    /// the other program may have run it.
+    /// them. Tasks that are not listed in [`allow_unsigned`](Self::allow_unsigned) are for that program: they are offered
+    /// again, at longer and longer intervals up to a minute, until it takes them. A delayed task that is overdue is not
+    /// published again: the other program may have run it.
     pub fn shared(mut self) -> Self {
         self.shared = true;
         self

@@ -126,6 +126,14 @@ impl EventLog {
         if let Some(suppressed) = self.deferrals.due(reason, name) {
             let id = task.map(|task| tracing::field::display(task.id));
             let remedy = remedy(reason, true);
+            if remaining == Duration::MAX {
+                tracing::warn!(
+                    worker, %queue, id, reason, error, suppressed,
+                    "no worker here accepts a message: it is left to the program that shares the queue, and is offered again \
+                     until that takes it"
+                );
+                return;
+            }
             tracing::warn!(
                 worker, %queue, id, reason, error, suppressed, remedy,
                 "no worker here accepts a message: it is offered again for {}, and is a dead letter then",

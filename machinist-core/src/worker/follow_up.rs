@@ -16,7 +16,10 @@ use crate::{
     id::TaskId,
     record::{Counters, DeadReason, ErrorText, Facts, Failure, FailureKind, FollowUp, KEPT_FROM},
     wire::{Envelope, dead_id},
-    worker::server_calls::{Unanswered, Unpublished},
+    worker::{
+        mirroring::Mirrored,
+        server_calls::{Unanswered, Unpublished},
+    },
 };
 
 /// Text in a dead letter in place of an error that is encrypted in the record.
@@ -38,7 +41,8 @@ impl WorkerContext {
         let mut follows_elsewhere = false;
         if self.app.0.rules.mirror(&envelope.queue).is_some() {
             match Box::pin(self.mirror(envelope, follow_up, end.clone())).await {
-                Ok(follows) => follows_elsewhere = follows,
+                Ok(Mirrored::Done { follows }) => follows_elsewhere = follows,
+                Ok(Mirrored::Later) => return Settlement::Ack,
                 Err(unpublished) => return self.settled_by::<()>(Err(unpublished)).await,
             }
         }

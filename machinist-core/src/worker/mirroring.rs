@@ -9,13 +9,45 @@ use super::{
     server_calls::{Unanswered, Unpublished, pause},
 };
 use crate::{
+    args::Results,
     broker::{Publish, Target},
     dead_letters::NewDeadLetter,
     delay::keep_for,
     mirror::{Followed, Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState},
-    record::{DeadReason, EndVerdict, FollowUp},
+    record::{DeadReason, EndVerdict, FollowUp, name},
     wire::Envelope,
 };
+
+/// Result of showing an outcome to the program that shares a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mirrored {
+    /// It is shown, and all that follows there is published.
+    Done { follows: bool },
+    /// It is shown. A guard, which is in the broker, comes back for what follows.
+    Later,
+}
+
+/// Recorded end of a task, as another program is told it.
+enum ShownEnd {
+    Success(Results),
+    Failure(String),
+}
+
+impl ShownEnd {
+    fn of(verdict: EndVerdict) -> Self {
+        match verdict {
+            EndVerdict::Success { results } => Self::Success(results),
+            EndVerdict::Failure(failure) => Self::Failure(failure.error.chain.join(": ")),
+        }
+    }
+
+    fn outcome(&self) -> MirroredOutcome<'_> {
+        match self {
+            Self::Success(results) => MirroredOutcome::Success(&results.0),
+            Self::Failure(error) => MirroredOutcome::Failure(error),
+        }
+    }
+}
 
 impl WorkerContext {
     /// Shows a state that nothing depends on. Does not wait.
@@ -34,51 +66,53 @@ impl WorkerContext {
         Some((mirror, MirroredTask { id, name, message, at: self.now(), guarded, repeated: false }))
     }
 
-    /// Shows a recorded outcome to the program that shares the queue, and publishes what follows the task there. Returns
-    /// `true` if something was published: then the record tells others that all of it was.
+    /// Shows a recorded outcome to the program that shares the queue, and publishes what follows the task there. If
+    /// something was published, the record tells others that all of it was.
     pub(super) async fn mirror(
         &self,
         envelope: &Envelope,
         follow_up: &FollowUp,
         end: Option<Bytes>,
-    ) -> Result<bool, Unpublished> {
-        let Some((mirror, mut task)) = self.mirrored(envelope) else { return Ok(false) };
+    ) -> Result<Mirrored, Unpublished> {
+        let nothing = Mirrored::Done { follows: false };
+        let Some((mirror, mut task)) = self.mirrored(envelope) else { return Ok(nothing) };
         task.repeated = end.is_none();
         let owed = match follow_up {
-            FollowUp::Nothing => return Ok(false),
+            FollowUp::Nothing => {
+                self.show_end_again(mirror, envelope, &task).await?;
+                return Ok(nothing);
+            }
             FollowUp::NextRun { .. } => self.shown(mirror, envelope, task, MirroredOutcome::Retry).await?,
             FollowUp::Ended { .. } | FollowUp::DeadLetter { .. } => {
                 self.calls.can_sign().await?;
-                match self.recorded_end(envelope, end).await?.end.verdict {
-                    EndVerdict::Success { results } => {
-                        self.shown(mirror, envelope, task, MirroredOutcome::Success(&results.0)).await?
-                    }
-                    EndVerdict::Failure(failure) => {
-                        let error = failure.error.chain.join(": ");
-                        self.shown(mirror, envelope, task, MirroredOutcome::Failure(&error)).await?
-                    }
-                }
+                let end = ShownEnd::of(self.recorded_end(envelope, end).await?.end.verdict);
+                self.shown(mirror, envelope, task, end.outcome()).await?
             }
+        };
+        let Some(owed) = owed else {
+            self.guard_debt(envelope).await?;
+            return Ok(Mirrored::Later);
         };
         let follows = !owed.is_empty();
         for message in owed {
             self.publish_owed(envelope, message).await?;
         }
-        Ok(follows)
+        Ok(Mirrored::Done { follows })
     }
 
-    /// Shows an outcome, again and again until it is shown.
+    /// Shows an outcome, again and again until it is shown. Returns `None` if what follows is not known yet.
     async fn shown(
         &self,
         mirror: &Arc<dyn Mirror>,
         envelope: &Envelope,
         mut task: MirroredTask,
         outcome: MirroredOutcome<'_>,
-    ) -> Result<Vec<OwedMessage>, Unpublished> {
+    ) -> Result<Option<Vec<OwedMessage>>, Unpublished> {
         let mut tries = 0;
         loop {
             let error = match mirror.follow(&task, outcome).await {
-                Ok(Followed::Owes(owed)) => return Ok(owed),
+                Ok(Followed::Owes(owed)) => return Ok(Some(owed)),
+                Ok(Followed::Later) => return Ok(None),
                 // Confirmed before the mirror goes on: from here on, the debt is the guard's too.
                 Ok(Followed::NeedsGuard) if !task.guarded => {
                     self.guard_debt(envelope).await?;
@@ -88,14 +122,46 @@ impl WorkerContext {
                 Ok(Followed::NeedsGuard) => "the mirror asks for a guard that is there".to_owned(),
                 Err(error) => machinist_adapter::error::chain(&error).join(": "),
             };
-            if let Some(suppressed) = self.app.0.log_lines.due("mirror", &error) {
-                tracing::warn!(id = %task.id, error, suppressed, "an outcome is not shown to the program that shares the queue; trying again");
-            }
-            tokio::select! {
-                () = pause(tries) => tries += 1,
-                () = self.stages.reached_leave() => return Err(Unanswered::Leaving.into()),
-            }
+            self.pause_showing(&task, &error, &mut tries).await?;
         }
+    }
+
+    /// Shows the end of a task whose message has come again after all that follows it was published. Nothing is owed: a
+    /// record that cannot be read leaves what is shown.
+    async fn show_end_again(
+        &self,
+        mirror: &Arc<dyn Mirror>,
+        envelope: &Envelope,
+        task: &MirroredTask,
+    ) -> Result<(), Unpublished> {
+        let facts = self.calls.read(&envelope.id).await?;
+        let Some(end) = facts.get(name::END) else { return Ok(()) };
+        self.calls.can_sign().await?;
+        let Ok(recorded) = self.recorded_end(envelope, Some(end.clone())).await else { return Ok(()) };
+        let end = ShownEnd::of(recorded.end.verdict);
+        let mut tries = 0;
+        while let Err(error) = mirror.show_again(task, end.outcome()).await {
+            let error = machinist_adapter::error::chain(&error).join(": ");
+            self.pause_showing(task, &error, &mut tries).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits before an outcome is shown again that the other store did not take.
+    async fn pause_showing(
+        &self,
+        task: &MirroredTask,
+        error: &str,
+        tries: &mut u32,
+    ) -> Result<(), Unpublished> {
+        if let Some(suppressed) = self.app.0.log_lines.due("mirror", error) {
+            tracing::warn!(id = %task.id, error, suppressed, "an outcome is not shown to the program that shares the queue; trying again");
+        }
+        tokio::select! {
+            () = pause(*tries) => *tries += 1,
+            () = self.stages.reached_leave() => return Err(Unanswered::Leaving.into()),
+        }
+        Ok(())
     }
 
     async fn publish_owed(&self, envelope: &Envelope, owed: OwedMessage) -> Result<(), Unpublished> {

@@ -66,11 +66,15 @@ impl WorkerContext {
         }
     }
 
-    /// Offers something again that other workers may accept, or this worker later. After an hour it ends.
+    /// Offers something again that other workers may accept, or this worker later. After an hour it ends, unless it is for
+    /// the program that shares the queue: nobody here knows for how long that is away.
     async fn offer_again(&self, offer: Offer<'_>, wait: impl Fn(Duration) -> Duration) -> Settlement {
         let now = self.now();
         let waited = offer.waited(now);
-        let remaining = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
+        let remaining = match offer {
+            Offer::Theirs { .. } => Duration::MAX,
+            Offer::Task { .. } | Offer::Message { .. } => UNKNOWN_TASK_TIMEOUT.saturating_sub(waited),
+        };
         if remaining.is_zero() {
             return self.end_offer(offer).await;
         }
@@ -95,7 +99,7 @@ impl WorkerContext {
                 let later = Envelope { unknown_since: Some(since), ..(*envelope).clone() };
                 self.publish_later(&later, delay).await
             }
-            Offer::Message { queue, message, .. } => {
+            Offer::Message { queue, message, .. } | Offer::Theirs { queue, message, .. } => {
                 let (message, _) = Envelope::still_unread(message, now);
                 self.calls.publish(&Publish { target: Target::Queue((*queue).clone()), message, delay }).await
             }
@@ -106,7 +110,8 @@ impl WorkerContext {
     async fn end_offer(&self, offer: Offer<'_>) -> Settlement {
         match offer {
             Offer::Task { envelope, facts, failure } => self.end_or_guard(envelope, facts, failure).await,
-            Offer::Message { queue, message, reason, error } => {
+            Offer::Message { queue, message, reason, error }
+            | Offer::Theirs { queue, message, reason, error } => {
                 self.dead_letter_unverified(queue, message, reason, error).await
             }
         }
@@ -157,7 +162,13 @@ impl WorkerContext {
     pub(super) async fn identify(&self, queue: &QueueName, message: &Message) -> Settlement {
         let id = TaskId::fresh();
         let profile = self.app.0.rules.profile(queue);
-        let Some(identified) = profile.and_then(|profile| profile.identify(message, &id)) else {
+        let identified = profile.and_then(|profile| {
+            let identified = profile.identify(message, &id)?;
+            // The format may write the id in another form, under which the task runs.
+            let id = profile.read(&identified).map_or(id, |task| task.id);
+            Some((identified, id))
+        });
+        let Some((identified, id)) = identified else {
             let reason = DeadReason::Undecodable;
             return self.dead_letter_unverified(queue, message, reason, "it has no id").await;
         };
@@ -165,6 +176,17 @@ impl WorkerContext {
         let target = Target::Queue(queue.clone());
         let publish = Publish { target, message: identified, delay: Duration::ZERO };
         self.settled_by(self.calls.publish(&publish).await).await
+    }
+
+    /// Offers a message of a shared queue again, unchanged, that is for the other program.
+    pub(super) async fn leave_to_others(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Settlement {
+        self.offer_again(Offer::Theirs { queue, message, reason, error }, unknown_wait).await
     }
 
     /// Offers the message of a task again, unchanged, that may run elsewhere.
@@ -304,6 +326,8 @@ enum Offer<'a> {
     Task { envelope: &'a Envelope, facts: Facts, failure: Failure },
     /// A message that is not read here, or that must keep its first signature. It is published unchanged.
     Message { queue: &'a QueueName, message: &'a Message, reason: DeadReason, error: &'a str },
+    /// A message for the program that shares the queue. It is published unchanged, for as long as nobody takes it.
+    Theirs { queue: &'a QueueName, message: &'a Message, reason: DeadReason, error: &'a str },
 }
 
 impl Offer<'_> {
@@ -311,14 +335,16 @@ impl Offer<'_> {
     fn waited(&self, now: Timestamp) -> Duration {
         match self {
             Self::Task { envelope, .. } => envelope.unknown_for(now).1,
-            Self::Message { message, .. } => Envelope::still_unread(message, now).1,
+            Self::Message { message, .. } | Self::Theirs { message, .. } => {
+                Envelope::still_unread(message, now).1
+            }
         }
     }
 
     fn error(&self) -> Cow<'_, str> {
         match self {
             Self::Task { failure, .. } => failure.error.chain.join(": ").into(),
-            Self::Message { error, .. } => (*error).into(),
+            Self::Message { error, .. } | Self::Theirs { error, .. } => (*error).into(),
         }
     }
 
@@ -327,7 +353,9 @@ impl Offer<'_> {
             Self::Task { envelope, failure, .. } => {
                 (&envelope.queue, Some(EventTask::of(envelope)), failure.reason())
             }
-            Self::Message { queue, reason, .. } => (*queue, None, *reason),
+            Self::Message { queue, reason, .. } | Self::Theirs { queue, reason, .. } => {
+                (*queue, None, *reason)
+            }
         };
         EventKind::Deferred { queue, task, reason: reason.as_str(), error, remaining }
     }

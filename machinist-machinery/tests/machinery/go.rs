@@ -52,6 +52,40 @@ pub(crate) fn fresh(kind: &str) -> String {
     format!("{kind}_{}", machinist::TaskId::fresh())
 }
 
+/// The record of a task.
+pub(crate) fn state_record(
+    id: &str,
+    name: &str,
+    state: &str,
+    results: &Value,
+    error: &str,
+    created: &Value,
+) -> Value {
+    json!({
+        "TaskUUID": id, "TaskName": name, "State": state, "Results": results, "Error": error,
+        "CreatedAt": created, "TTL": 0,
+    })
+}
+
+/// The record of a group.
+pub(crate) fn group_record(id: &str, members: &[String], created: &str) -> Value {
+    json!({
+        "GroupUUID": id, "TaskUUIDs": members, "ChordTriggered": false, "Lock": false,
+        "CreatedAt": created, "TTL": 0,
+    })
+}
+
+/// The name of the queue that holds messages for this routing key for so long, and its arguments.
+pub(crate) fn delay_queue(exchange: &str, key: &str, millis: i64) -> (String, FieldTable) {
+    let mut arguments = FieldTable::default();
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    arguments.insert("x-dead-letter-exchange".into(), text(exchange));
+    arguments.insert("x-dead-letter-routing-key".into(), text(key));
+    arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(millis));
+    arguments.insert("x-expires".into(), AMQPValue::LongLongInt(2 * millis));
+    (format!("delay.{millis}.{exchange}.{key}"), arguments)
+}
+
 impl Go {
     /// Connects, and declares the exchange and the queue as Go does.
     pub(crate) async fn start(amqp: &str, redis: &str, name: &str) -> Self {
@@ -110,13 +144,7 @@ impl Go {
                 let due: machinist_core::clock::Timestamp =
                     machinist_core::clock::Timestamp::from_micros(micros(eta));
                 let millis = due.since(machinist_core::clock::wall()).as_millis() as i64;
-                let delayed = format!("delay.{millis}.{}.{key}", self.exchange);
-                let mut arguments = FieldTable::default();
-                let text = |text: &str| AMQPValue::LongString(text.into());
-                arguments.insert("x-dead-letter-exchange".into(), text(&self.exchange));
-                arguments.insert("x-dead-letter-routing-key".into(), text(&key));
-                arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(millis));
-                arguments.insert("x-expires".into(), AMQPValue::LongLongInt(2 * millis));
+                let (delayed, arguments) = delay_queue(&self.exchange, &key, millis);
                 self.declare(&delayed, &delayed, arguments).await;
                 delayed
             }
@@ -137,10 +165,7 @@ impl Go {
     pub(crate) async fn send_group(&self, mut members: Vec<Value>, callback: Option<Value>) -> Vec<String> {
         let group = fresh("group");
         let ids: Vec<String> = members.iter().map(|_| fresh("task")).collect();
-        let meta = json!({
-            "GroupUUID": group, "TaskUUIDs": ids, "ChordTriggered": false, "Lock": false,
-            "CreatedAt": "2026-11-20T23:37:13.465526106Z", "TTL": 0,
-        });
+        let meta = group_record(&group, &ids, "2026-11-20T23:37:13.465526106Z");
         let _: () = self.redis.clone().set_ex(&group, meta.to_string(), EXPIRY).await.unwrap();
         let count = members.len();
         for (member, id) in members.iter_mut().zip(&ids) {
@@ -157,16 +182,30 @@ impl Go {
     async fn write(&self, id: &str, name: &str, state: &str, results: Value, error: &str) {
         let old = self.state(id).await.filter(|_| state != "PENDING");
         let created = old.map_or_else(|| json!("2026-11-20T23:37:14.5Z"), |old| old["CreatedAt"].clone());
-        let state = json!({
-            "TaskUUID": id, "TaskName": name, "State": state, "Results": results, "Error": error,
-            "CreatedAt": created, "TTL": 0,
-        });
+        let state = state_record(id, name, state, &results, error, &created);
         let _: () = self.redis.clone().set_ex(id, state.to_string(), EXPIRY).await.unwrap();
     }
 
     pub(crate) async fn state(&self, id: &str) -> Option<Value> {
         let text: Option<String> = self.redis.clone().get(id).await.unwrap();
         text.map(|text| serde_json::from_str(&text).unwrap())
+    }
+
+    /// Waits until a task has this state.
+    pub(crate) async fn until(&self, id: &str, state: &str) {
+        for _ in 0..6000 {
+            match self.state(id).await {
+                Some(found) if found["State"] == state => return,
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+        panic!("{id} was not {state}: {:?}", self.state(id).await)
+    }
+
+    /// Returns the time until a record expires.
+    pub(crate) async fn time_to_live(&self, id: &str) -> Duration {
+        let millis: i64 = self.redis.clone().pttl(id).await.unwrap();
+        Duration::from_millis(u64::try_from(millis).expect("it expires"))
     }
 
     /// Waits as the client does, by polling: ten minutes at most, because a busy host may stop for one or two.

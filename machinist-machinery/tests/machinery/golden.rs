@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
+use lapin::types::AMQPValue;
 use machinist_core::{
     Arg, NestedGroup, NestedTask, Profile, TaskMessage,
     broker::{HeaderValue, Message},
@@ -9,6 +10,8 @@ use machinist_core::{
 };
 use machinist_machinery::MachineryProfile;
 use serde_json::{Value, json};
+
+use crate::go::{delay_queue, group_record, state_record};
 
 /// Every sample of a folder, by name.
 fn samples(folder: &str) -> BTreeMap<String, Value> {
@@ -216,6 +219,82 @@ fn a_retry_counts_down_and_knows_its_attempt_through_a_worker_of_go() {
     (new.id, new.attempt, new.retries) = ("task_again".try_into().unwrap(), 1, Some(0));
     let new = read(&profile().write(&new, Some(&second)).unwrap());
     assert_eq!((new.attempt, new.retry.unwrap().max_retries), (1, 3), "a new task has all its retries");
+}
+
+#[test]
+fn a_task_that_asks_for_a_later_run_keeps_its_retries() {
+    let late = message(&samples("messages")["delayed-retry-later"]);
+    let first = std::str::from_utf8(&late.body).unwrap();
+    let first = first
+        .replace("\"2026-11-20T23:37:59.503196373Z\"", "null")
+        .replace("\"RetryCount\":0", "\"RetryCount\":2");
+    let first = Message { body: first.into(), ..late.clone() };
+    let mut task = read(&first);
+    (task.attempt, task.retries) = (2, Some(0));
+    task.eta = read(&late).eta;
+    let second = profile().write(&task, Some(&first)).unwrap();
+    let mut body: Value = serde_json::from_slice(&second.body).unwrap();
+    assert_eq!((&body["RetryCount"], &body["RetryTimeout"]), (&json!(2), &json!(0)));
+    assert_eq!(body["ETA"], "2026-11-20T23:37:59.503196Z");
+    let again = read(&second);
+    assert_eq!((again.attempt, again.retries, again.retry.unwrap().max_retries), (2, Some(0), 2));
+    // Apart from the mark of ours and the nanoseconds, it is the message of Go.
+    (body["Headers"], body["RetryCount"]) = (json!({}), json!(0));
+    body["ETA"] = json!("2026-11-20T23:37:59.503196373Z");
+    assert_eq!(body, serde_json::from_slice::<Value>(&late.body).unwrap());
+}
+
+#[test]
+fn a_time_may_be_over_or_very_far_away() {
+    let at = |eta: &str| {
+        let mut body: Value = serde_json::from_slice(&message(&samples("messages")["plain"]).body).unwrap();
+        body["ETA"] = json!(eta);
+        read(&Message { body: body.to_string().into(), ..Message::default() }).eta.unwrap()
+    };
+    assert_eq!(at("1970-01-01T00:00:02Z"), Timestamp::from_micros(2_000_000), "it runs at once");
+    let eighty = Duration::from_secs(80 * 365 * 86400);
+    for far in ["2107-01-01T00:00:00Z", "9999-12-30T00:00:00Z", "9999-12-31T23:59:59Z"] {
+        assert!(at(far) > at("2026-11-20T23:37:33Z").plus(eighty), "{far}");
+    }
+}
+
+#[test]
+fn the_model_of_go_writes_what_go_writes() {
+    let records = samples("records");
+    for name in ["pending-plain", "started", "success", "failure"] {
+        let value = &records[name]["value"];
+        let text = |field: &str| value[field].as_str().unwrap();
+        let (id, task, state) = (text("TaskUUID"), text("TaskName"), text("State"));
+        let written = state_record(id, task, state, &value["Results"], text("Error"), &value["CreatedAt"]);
+        assert_eq!(written, *value, "{name}");
+    }
+    let group = &records["group-meta"]["value"];
+    let members: Vec<String> = serde_json::from_value(group["TaskUUIDs"].clone()).unwrap();
+    let (id, created) = (group["GroupUUID"].as_str().unwrap(), group["CreatedAt"].as_str().unwrap());
+    assert_eq!(group_record(id, &members, created), *group);
+
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machinery/samples/topology.json");
+    let topology: Value = serde_json::from_slice(&fs::read(folder).unwrap()).unwrap();
+    let queues = topology["queues"].as_array().unwrap();
+    let delays: Vec<_> =
+        queues.iter().filter(|q| q["name"].as_str().unwrap().starts_with("delay.")).collect();
+    assert_eq!(delays.len(), 5);
+    for queue in delays {
+        let name = queue["name"].as_str().unwrap();
+        let [_, millis, exchange, key] = name.split('.').collect::<Vec<_>>()[..] else { panic!("{name}") };
+        let (ours, arguments) = delay_queue(exchange, key, millis.parse().unwrap());
+        let plain = |value: &AMQPValue| match value {
+            AMQPValue::LongString(text) => json!(text.to_string()),
+            AMQPValue::LongLongInt(number) => json!(number),
+            other => panic!("{other:?}"),
+        };
+        let ours_by_name: BTreeMap<String, Value> =
+            arguments.inner().iter().map(|(name, value)| (name.to_string(), plain(value))).collect();
+        let theirs = queue["arguments"].as_array().unwrap().iter();
+        let theirs: BTreeMap<String, Value> =
+            theirs.map(|argument| (argument[0].as_str().unwrap().to_owned(), argument[2].clone())).collect();
+        assert_eq!((ours.as_str(), ours_by_name), (name, theirs));
+    }
 }
 
 #[test]

@@ -4,9 +4,11 @@
 
 mod arrows;
 mod client;
+mod debts;
 mod fleet;
 mod go;
 mod golden;
 #[path = "../../../machinist-broker-amqp/tests/shared/namespace.rs"]
 mod namespace;
 mod periodic;
+mod states;

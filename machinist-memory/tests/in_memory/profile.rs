@@ -1,13 +1,17 @@
 //! A queue whose messages have the format of another program: consumed, retried, sent to and replayed in that format.
 
 use std::{
+    fmt,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use async_trait::async_trait;
 use machinist_core::{
-    App, AppBuilder, Arg, Backoff, DeadFilter, Profile, ProfileError, QueueOptions, Signature, State,
-    TaskContext, TaskDef, TaskError, TaskMessage, Worker,
+    App, AppBuilder, Arg, Backoff, DeadFilter, Followed, Mirror, MirroredOutcome, MirroredState,
+    MirroredTask, PassingState, Profile, ProfileError, QueueOptions, SentGroup, SentTask, Signature, State,
+    TaskContext, TaskDef, TaskError, TaskId, TaskMessage, Worker,
+    backend::BackendError,
     broker::{Broker, Consume, Delivery, HeaderValue, Message, Publish, Settle, Target},
     id::QueueName,
     record::TaskState,
@@ -16,7 +20,15 @@ use machinist_core::{
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context, SubscriberExt},
+};
+
+use crate::support::Running;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -35,6 +47,9 @@ impl Profile for Tiny {
             return Err(ProfileError::Newer("a newer tiny".to_owned()));
         }
         let body: Value = serde_json::from_slice(&message.body).map_err(|e| wrong(&e.to_string()))?;
+        if body.get("task").is_some() && body.get("uuid").is_none() {
+            return Err(ProfileError::Unidentified);
+        }
         let text = |field: &str| body[field].as_str().ok_or_else(|| wrong(field));
         let id = text("uuid")?.try_into().map_err(|_| wrong("uuid"))?;
         let name = text("task")?.try_into().map_err(|_| wrong("task"))?;
@@ -56,6 +71,12 @@ impl Profile for Tiny {
         body["positional"] = task.args.iter().map(|arg| arg.value.clone()).collect();
         message.body = serde_json::to_vec(&body).unwrap().into();
         Ok(message)
+    }
+
+    fn identify(&self, message: &Message, id: &TaskId) -> Option<Message> {
+        let mut body: Value = serde_json::from_slice(&message.body).ok()?;
+        body["uuid"] = format!("tiny-{id}").into();
+        Some(Message { body: serde_json::to_vec(&body).ok()?.into(), ..message.clone() })
     }
 }
 
@@ -257,11 +278,154 @@ async fn a_shared_queue_holds_no_guards_and_keeps_tasks_of_others() {
     drop(theirs);
     assert_eq!(result.wait(Duration::from_secs(3600)).await.unwrap(), 5);
 
+    // Longer than a task of ours may be unknown.
     house.publish(tiny("t-2", "theirs", 1)).await;
-    tokio::time::sleep(Duration::from_secs(1800)).await;
+    tokio::time::sleep(Duration::from_secs(4500)).await;
     assert!(house.broker.dead_letters(&foreign()).is_empty(), "it is for the other program");
-    assert_eq!(reason(&house.dead(1).await[0]), "not-allowed", "and nobody came for it");
     stop.cancel();
+    let theirs = house.take().await;
+    assert_eq!((&body(&theirs)["uuid"], &body(&theirs)["task"]), (&json!("t-2"), &json!("theirs")));
+}
+
+/// The ids that were logged.
+#[derive(Debug, Clone, Default)]
+struct LoggedIds(Arc<Mutex<Vec<String>>>);
+
+impl<S: tracing::Subscriber> Layer<S> for LoggedIds {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        struct Id<'a>(&'a LoggedIds);
+        impl Visit for Id<'_> {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                if field.name() == "id" {
+                    self.0.0.lock().unwrap().push(format!("{value:?}"));
+                }
+            }
+        }
+        event.record(&mut Id(self));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_without_an_id_is_logged_with_the_id_under_which_it_runs() {
+    let logged = LoggedIds::default();
+    let subscriber = tracing_subscriber::registry().with(logged.clone());
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let house = House::new();
+    let app = house.app().await;
+    house.work(&app, 3);
+    let nameless = json!({"task": "tiny.flaky", "positional": [21]}).to_string();
+    house.publish(Message { body: nameless.into(), ..Message::default() }).await;
+    while house.seen.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let id = logged.0.lock().unwrap()[0].clone();
+    assert!(id.starts_with("tiny-"), "{id}");
+    let result = app.client().result(id.as_str().try_into().unwrap()).typed::<i64>();
+    assert_eq!(result.wait(SOON).await.unwrap(), 42);
+}
+
+/// The store of another program, which gives these answers, the last one first, and then owes nothing.
+#[derive(Debug, Clone, Default)]
+struct Store {
+    answers: Arc<Mutex<Vec<Followed>>>,
+    /// What was to be shown.
+    shown: Arc<Mutex<Vec<String>>>,
+}
+
+impl Store {
+    fn note(&self, how: &str, task: &MirroredTask, outcome: MirroredOutcome<'_>) {
+        let outcome = match outcome {
+            MirroredOutcome::Success(_) => "success",
+            MirroredOutcome::Failure(error) => error,
+            _ => "retry",
+        };
+        self.shown.lock().unwrap().push(format!("{how} {}: {outcome}", task.id));
+    }
+
+    /// Waits until so many outcomes were to be shown.
+    async fn shown(&self, count: usize) -> Vec<String> {
+        let all = async {
+            while self.shown.lock().unwrap().len() < count {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(3600), all).await.unwrap();
+        self.shown.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl Mirror for Store {
+    async fn show(&self, _: &MirroredTask, _: PassingState) {}
+
+    async fn follow(
+        &self,
+        task: &MirroredTask,
+        outcome: MirroredOutcome<'_>,
+    ) -> Result<Followed, BackendError> {
+        self.note("followed", task, outcome);
+        Ok(self.answers.lock().unwrap().pop().unwrap_or(Followed::Owes(Vec::new())))
+    }
+
+    async fn show_again(
+        &self,
+        task: &MirroredTask,
+        outcome: MirroredOutcome<'_>,
+    ) -> Result<(), BackendError> {
+        self.note("again", task, outcome);
+        Ok(())
+    }
+
+    async fn sending(&self, _: &[SentTask], _: &[SentGroup]) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn not_sent(&self, _: &[SentTask]) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn states(&self, ids: &[TaskId]) -> Result<Vec<Option<MirroredState>>, BackendError> {
+        Ok(vec![None; ids.len()])
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_follows_later_is_asked_for_by_a_guard_and_keeps_no_slot() {
+    let (house, store) = (House::new(), Store::default());
+    store.answers.lock().unwrap().push(Followed::Later);
+    let options = QueueOptions::default().profile(Tiny).allow_unsigned(["tiny.*"]).shared();
+    let key = Key::generate(Algorithm::HmacSha256, "k").unwrap();
+    let app = house.builder(key).queue(foreign(), options.mirror(store.clone())).build().await.unwrap();
+    let double: TaskDef<(i64,), i64> = TaskDef::new("tiny.double");
+    let worker = Worker::builder(&app).queue("foreign").concurrency(1);
+    let running =
+        Running::start(worker.task(double, |number: i64| async move { Ok::<_, TaskError>(2 * number) }));
+    let begun = Instant::now();
+    house.publish(tiny("t-1", "tiny.double", 1)).await;
+    store.shown(1).await;
+    house.publish(tiny("t-2", "tiny.double", 2)).await;
+    let shown = store.shown(2).await;
+    assert_eq!(shown, ["followed t-1: success", "followed t-2: success"]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(store.shown(3).await[2], "followed t-1: success");
+    assert!(running.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_is_shown_again_when_its_message_comes_again() {
+    let (house, store) = (House::new(), Store::default());
+    let options = QueueOptions::default().profile(Tiny).allow_unsigned(["tiny.*"]).shared();
+    let key = Key::generate(Algorithm::HmacSha256, "k").unwrap();
+    let app = house.builder(key).queue(foreign(), options.mirror(store.clone())).build().await.unwrap();
+    house.work(&app, 0);
+    house.publish(tiny("t-1", "tiny.flaky", -1)).await;
+    house.dead(1).await;
+    // The record tells that the dead letter was published.
+    tokio::time::sleep(SOON).await;
+    house.publish(tiny("t-1", "tiny.flaky", -1)).await;
+    let shown = store.shown(2).await;
+    assert_eq!(shown, ["followed t-1: the first time", "again t-1: the first time"]);
+    assert_eq!(house.dead(1).await.len(), 1, "nothing follows again");
 }
 
 #[tokio::test(start_paused = true)]

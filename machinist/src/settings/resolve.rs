@@ -164,10 +164,15 @@ impl Settings {
     /// Takes over what a configuration of Go machinery says and nothing else sets.
     #[cfg(feature = "machinery")]
     fn with_machinery_file(self, file: Option<&Path>) -> Result<Self, SettingsError> {
-        match file {
-            Some(file) => self.with_machinery(&super::MachineryConfig::load(file)?),
-            None => Ok(self),
-        }
+        static SAID: Once = Once::new();
+        let Some(file) = file else { return Ok(self) };
+        let config = super::MachineryConfig::load(file)?;
+        SAID.call_once(|| {
+            for super::MachineryGap { key, value, why } in config.gaps() {
+                tracing::warn!(file = %file.display(), key, value, why, "a value of Go machinery has no counterpart here");
+            }
+        });
+        self.with_machinery(&config)
     }
 
     #[cfg(not(feature = "machinery"))]

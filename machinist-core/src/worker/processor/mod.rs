@@ -170,7 +170,9 @@ impl TaskProcessor {
                     Box::pin(async move { self.worker.identify(&queue, &message).await })
                 }
                 Acceptance::NotOurs(reason, error) => {
-                    Box::pin(async move { self.worker.postpone(&queue, &message, reason, &error).await })
+                    Box::pin(
+                        async move { self.worker.leave_to_others(&queue, &message, reason, &error).await },
+                    )
                 }
                 Acceptance::Deferred(reason, error) => {
                     Box::pin(
