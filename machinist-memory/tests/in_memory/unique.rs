@@ -206,6 +206,42 @@ async fn the_key_of_a_sender_that_died_is_free_after_a_while_and_its_message_doe
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_result_that_has_expired_stays_so_when_its_key_is_used_again() {
+    let house = House::new().await;
+    let kept = 15 * MINUTE;
+    let app = App::builder(house.broker.clone(), house.backend.clone()).results_ttl(kept);
+    let house = House { app: app.build().await.unwrap(), ..house };
+    let client = house.client();
+    let until_end = || unique(1, Unique::new());
+    let weekly = |conflict| {
+        let week = UniqueUntil::For(7 * 24 * HOUR);
+        unique(1, Unique::new().key("week").until(week).on_conflict(conflict))
+    };
+    let worker = house.worker();
+    let first = client.send(until_end()).await.unwrap();
+    let of_week = client.send(weekly(OnConflict::Drop)).await.unwrap();
+    first.wait(MINUTE).await.unwrap();
+    of_week.wait(MINUTE).await.unwrap();
+    sleep(kept + MINUTE).await;
+    let again = client.send(until_end()).await.unwrap();
+    assert!(!again.is_duplicate(), "its task has ended");
+    assert_eq!(
+        client.send(weekly(OnConflict::Drop)).await.unwrap().id(),
+        of_week.id(),
+        "the week is not over"
+    );
+    let replacing = client.send(weekly(OnConflict::Replace)).await.unwrap();
+    assert!(!replacing.is_duplicate());
+    again.wait(MINUTE).await.unwrap();
+    replacing.wait(MINUTE).await.unwrap();
+    let ids = [first.id().into(), of_week.id().into()];
+    let records = house.backend.read(&ids).await.unwrap();
+    assert!(records.iter().all(Facts::is_empty), "they had succeeded: {records:?}");
+    assert_eq!(house.runs(), 4);
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_that_was_revoked_or_whose_record_was_lost_has_no_key() {
     let house = House::new().await;
     let client = house.client();
