@@ -144,6 +144,25 @@ impl Client {
         Err(failed(BackendError::Unavailable("other senders take the key again and again".into())))
     }
 
+    /// Returns the answer to a unique task that would not be sent in any case, because another one has its key. Claims and
+    /// ends nothing. A key that cannot be read gives no answer.
+    pub(super) async fn answer_unsent(&self, task: &PreparedSignature) -> Option<Result<TaskId, SendError>> {
+        let unique = task.unique.as_ref()?;
+        let id = &task.sending.id;
+        let facts = self.read(unique.record.clone()).await.ok()?;
+        let holder = self.read(claimed_by(&facts)?).await.ok()?;
+        let now = self.app.clock().now();
+        let claimant = self.claimant(id, unique, now);
+        let ClaimDecision::Held(of) = decide_claim(&facts, &holder, &unique.record, claimant, now) else {
+            return None;
+        };
+        match unique.rule.on_conflict {
+            OnConflict::Existing | OnConflict::Drop => Some(Ok(of)),
+            OnConflict::Refuse => Some(Err(SendError::Duplicate { id: id.clone(), of })),
+            OnConflict::Replace => None,
+        }
+    }
+
     /// Returns the request of a task for its key.
     fn claimant<'a>(&self, task: &'a TaskId, unique: &UniqueClaim, now: Timestamp) -> Claimant<'a> {
         let longest = unique.rule.debounce.map(|debounce| debounce.longest);

@@ -242,6 +242,31 @@ async fn a_result_that_has_expired_stays_so_when_its_key_is_used_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_task_that_is_not_sent_in_any_case_finds_no_queue_full_and_fills_none() {
+    let house = House::new().await;
+    let app = App::builder(house.broker.clone(), house.backend.clone());
+    let app = app.max_depth(house.app.default_queue().clone(), 2);
+    let house = House { app: app.build().await.unwrap(), ..house };
+    let client = house.client();
+    let rule = |conflict| unique(1, Unique::new().key("k").on_conflict(conflict));
+    let first = client.send(rule(OnConflict::Existing)).await.unwrap();
+    for _ in 0..3 {
+        assert!(client.send(rule(OnConflict::Existing)).await.unwrap().is_duplicate());
+    }
+    client.send(WORK.call(1)).await.expect("there is room for one more");
+    let answers = client.send_all(vec![WORK.call(1), rule(OnConflict::Drop), WORK.call(1)]).await;
+    let [Err(full), Ok(existing), Err(_)] = &answers[..] else { panic!("{answers:?}") };
+    assert!(matches!(full, SendError::QueueFull { depth: 2, .. }), "{full}");
+    assert_eq!((existing.id(), existing.is_duplicate()), (first.id(), true));
+    let refused = client.send(rule(OnConflict::Refuse)).await.unwrap_err();
+    assert!(matches!(&refused, SendError::Duplicate { of, .. } if of == first.id()), "{refused}");
+    let full = client.send(rule(OnConflict::Replace)).await.unwrap_err();
+    assert!(matches!(full, SendError::QueueFull { .. }), "{full}");
+    assert_eq!(first.state().await.unwrap(), TaskState::Pending, "nothing could take its place");
+    assert_eq!(house.ready().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_that_was_revoked_or_whose_record_was_lost_has_no_key() {
     let house = House::new().await;
     let client = house.client();
