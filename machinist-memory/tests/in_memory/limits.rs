@@ -288,6 +288,34 @@ async fn a_freed_place_lets_a_parked_task_start_at_once() {
     assert!(worker.stop().await.is_clean());
 }
 
+/// Whoever waits in a process asks again after 1.5 s, 2.5 s, and every second then.
+#[tokio::test(start_paused = true)]
+async fn a_freed_place_wakes_the_tasks_that_wait_in_processes() {
+    let servers = servers().await;
+    let limit = Limit::new().max_running(1);
+    let workers = [servers.worker(&limit), servers.worker(&limit)];
+    let mut tasks = vec![servers.send("first", 2300).await];
+    while servers.seen.of("first").1.is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    for _ in 0..2 {
+        tasks.push(servers.send("next", 1200).await);
+    }
+    for task in &tasks {
+        task.wait(MINUTE).await.unwrap();
+    }
+    let first = servers.seen.of("first").1[0];
+    let starts = servers.seen.of("next").1;
+    let waits = [
+        starts[0] - (first + Duration::from_millis(2300)),
+        starts[1] - (starts[0] + Duration::from_millis(1200)),
+    ];
+    assert!(waits.iter().all(|wait| *wait < Duration::from_millis(50)), "{waits:?}");
+    for worker in workers {
+        assert!(worker.stop().await.is_clean());
+    }
+}
+
 /// Returns when a task is parked for this reason.
 async fn waits_for(task: &AsyncResult<()>, reason: &str) {
     for _ in 0..1000 {
