@@ -116,6 +116,10 @@ async fn a_key_until_the_start_and_a_key_for_a_period() {
     let first = client.send(until_start()).await.unwrap();
     let minute = client.send(for_a_minute()).await.unwrap();
     assert!(client.send(until_start()).await.unwrap().is_duplicate());
+    let revoked = client.send(unique(2, Unique::throttle(MINUTE))).await.unwrap();
+    client.revoke(revoked.id()).await.unwrap();
+    let again = client.send(unique(2, Unique::throttle(MINUTE))).await.unwrap();
+    assert_eq!(again.id(), revoked.id(), "it was revoked, the minute is not over");
     let worker = house.worker();
     while first.state().await.unwrap() != TaskState::Started {
         sleep(Duration::from_millis(10)).await;
@@ -202,6 +206,7 @@ async fn the_key_of_a_sender_that_died_is_free_after_a_while_and_its_message_doe
     second.wait(MINUTE).await.unwrap();
     sleep(MINUTE).await;
     assert_eq!((house.runs(), house.ready().await), (1, 0), "one of the two messages");
+    assert!(client.dead_letters(&DeadFilter::default(), 9).await.unwrap().is_empty());
     assert!(worker.stop().await.is_clean());
 }
 
