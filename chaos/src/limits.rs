@@ -4,7 +4,7 @@
 //! the second, so more lines at once than places are runs at once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -175,10 +175,11 @@ pub(crate) async fn judge(ledger: &str, app: &App, size: Size) -> Result<Vec<Str
     violations.extend(twice.map(|(key, ids)| format!("{key} has become several tasks: {ids:?}")));
     let idle = runs.longest_idle();
     let used = runs.used();
+    let (handed_over, gap) = runs.median_gap();
     let rate = judge_rate(&mut violations, app, &rated).await?;
     say!(
-        "    {} keys, {} at once of one key at most; longest without a run {:.1} s; {} unique tasks; {:.0} % of the rate used, \
-         {rate} ms too early at most",
+        "    {} keys, {} at once of one key at most; longest without a run {:.1} s; from the end of a run to the next one of its \
+         key {gap} ms at p50 of {handed_over}; {} unique tasks; {:.0} % of the rate used, {rate} ms too early at most",
         runs.keys.len(),
         runs.most,
         idle as f64 / 1e3,
@@ -244,6 +245,10 @@ struct OfKey<'a> {
     idle_since: Option<u64>,
     longest_idle: u64,
     begun: Vec<u64>,
+    /// Times at which runs have ended while tasks waited, and no other run has begun since.
+    freed: VecDeque<u64>,
+    /// Times from the end of a run to the beginning of the next one, while tasks waited.
+    gaps: Vec<u64>,
     /// Times from which, and until which, some wait.
     busy: Vec<(u64, u64)>,
 }
@@ -262,6 +267,7 @@ impl<'a> Runs<'a> {
         let of_key = self.keys.entry(key).or_default();
         of_key.running.insert(run, pid);
         of_key.begun.push(at);
+        of_key.gaps.extend(of_key.freed.pop_front().map(|freed| at - freed));
         of_key.look(at);
         if key == RATED_KEY {
             return;
@@ -280,6 +286,7 @@ impl<'a> Runs<'a> {
         let of_key = self.keys.entry(key).or_default();
         if of_key.running.remove(run).is_some() {
             of_key.open.remove(run.split('/').next().unwrap_or_default());
+            of_key.freed.push_back(at);
         }
         of_key.look(at);
     }
@@ -299,6 +306,15 @@ impl<'a> Runs<'a> {
         limited.map(|(_, of_key)| of_key.longest_idle).max().unwrap_or_default()
     }
 
+    /// Number of times at which a run of a key that has places began after another one had ended, and the median of the
+    /// milliseconds in between. The end is what the run says itself: what follows is its outcome, and then its place is free.
+    fn median_gap(&self) -> (usize, u64) {
+        let limited = self.keys.iter().filter(|(key, _)| **key != RATED_KEY);
+        let mut gaps: Vec<u64> = limited.flat_map(|(_, of_key)| of_key.gaps.iter().copied()).collect();
+        gaps.sort_unstable();
+        (gaps.len(), gaps.get(gaps.len() / 2).copied().unwrap_or_default())
+    }
+
     /// Share of the rate that was used while tasks waited.
     fn used(&self) -> f64 {
         let Some(rated) = self.keys.get(RATED_KEY) else { return 0.0 };
@@ -313,6 +329,9 @@ impl<'a> Runs<'a> {
 impl OfKey<'_> {
     fn look(&mut self, at: u64) {
         let waiting = self.open.len() > self.running.len();
+        if !waiting {
+            self.freed.clear();
+        }
         match self.idle_since {
             None if waiting && self.running.is_empty() => self.idle_since = Some(at),
             Some(since) if !waiting || !self.running.is_empty() => {
@@ -349,6 +368,25 @@ mod tests {
         runs.begin("k", "7", "e", 11);
         runs.begin("k", "8", "b/2", 35);
         assert_eq!((runs.most, runs.violations.len(), runs.longest_idle()), (3, 1, 25));
+    }
+
+    #[test]
+    fn the_time_between_two_runs_counts_only_while_tasks_wait() {
+        let mut runs = Runs::default();
+        for run in ["a", "b", "c", "d"] {
+            runs.wait("k", run, 0);
+        }
+        runs.begin("k", "7", "a", 1);
+        runs.begin("k", "7", "b", 1);
+        runs.end("k", "a", 10);
+        runs.end("k", "b", 20);
+        runs.begin("k", "7", "c", 40);
+        runs.begin("k", "7", "d", 90);
+        assert_eq!(runs.median_gap(), (2, 70));
+        runs.end("k", "c", 100);
+        runs.wait("k", "e", 200);
+        runs.begin("k", "7", "e", 250);
+        assert_eq!(runs.median_gap(), (2, 70), "nobody waited at that end");
     }
 
     #[test]

@@ -198,8 +198,14 @@ impl Client {
         &self,
         mut prepared: Vec<Result<PreparedSignature, SendError>>,
     ) -> Vec<Result<AsyncResult<R>, SendError>> {
-        if !self.app.0.depths.is_empty() {
-            Box::pin(self.refuse_for_full_queues(&mut prepared)).await;
+        let depths = &self.app.0.depths;
+        // Those that are not sent leave the batch, so that the answers of the others keep their places.
+        let mut unsent = BTreeMap::new();
+        if !depths.is_empty() {
+            let existing = Box::pin(self.refuse_for_full_queues(&mut prepared)).await;
+            let existing = existing.into_iter();
+            unsent
+                .extend(existing.map(|(place, id)| (place, Ok(AsyncResult::existing(self.app.clone(), id)))));
         }
         let is_asked_about = |task: &Result<PreparedSignature, _>| {
             task.as_ref().is_ok_and(|task| task.unique.is_some() || task.require_worker)
@@ -208,11 +214,12 @@ impl Client {
             return self.publish(prepared).await;
         }
         let number = prepared.len();
-        // Those that are not sent leave the batch, so that the answers of the others keep their places.
-        let mut unsent = BTreeMap::new();
         let mut claims = BTreeMap::new();
         for (place, slot) in prepared.iter_mut().enumerate() {
             let Ok(task) = slot else { continue };
+            if unsent.contains_key(&place) {
+                continue;
+            }
             if task.require_worker {
                 let ended = Box::pin(self.end_without_worker(task)).await;
                 if let Some(answer) = ended.transpose() {
@@ -221,13 +228,16 @@ impl Client {
                 }
             }
             let Some(unique) = task.unique.take() else { continue };
-            match Box::pin(self.claim(task, &unique)).await {
-                Ok(ClaimAnswer::Send(claim)) => drop(claims.insert(place, (unique, claim))),
-                Ok(ClaimAnswer::Existing(id)) => {
-                    unsent.insert(place, Ok(AsyncResult::existing(self.app.clone(), id)));
+            let answer = match Box::pin(self.claim(task, &unique)).await {
+                Ok(ClaimAnswer::Send(claim)) => {
+                    claims.insert(place, (unique, claim));
+                    continue;
                 }
-                Err(error) => drop(unsent.insert(place, Err(error))),
-            }
+                Ok(ClaimAnswer::Existing(id)) => Ok(AsyncResult::existing(self.app.clone(), id)),
+                Err(error) => Err(error),
+            };
+            depths.discount(&task.sending.queue);
+            unsent.insert(place, answer);
         }
         let kept = prepared.into_iter().enumerate().filter(|(place, _)| !unsent.contains_key(place));
         let kept = kept.map(|(_, task)| task).collect();
@@ -241,16 +251,34 @@ impl Client {
         answers
     }
 
-    /// Refuses the tasks whose queues are full.
-    async fn refuse_for_full_queues(&self, prepared: &mut [Result<PreparedSignature, SendError>]) {
-        for slot in prepared {
+    /// Refuses the tasks whose queues are full, before any key is claimed: a task that would replace another one and cannot
+    /// be sent must not end that one. Returns the tasks that are the answers to unique ones which would not be sent in any
+    /// case, by the places of those.
+    async fn refuse_for_full_queues(
+        &self,
+        prepared: &mut [Result<PreparedSignature, SendError>],
+    ) -> BTreeMap<usize, TaskId> {
+        let mut existing = BTreeMap::new();
+        for (place, slot) in prepared.iter_mut().enumerate() {
             let Ok(task) = slot else { continue };
             let Sending { id, queue, .. } = &task.sending;
-            if let Err(full) = self.app.0.depths.count(self.app.broker().as_ref(), queue).await {
-                let (id, queue) = (id.clone(), queue.clone());
-                *slot = Err(SendError::QueueFull { id, queue, depth: full.depth, most: full.most });
-            }
+            let Err(full) = self.app.0.depths.count(self.app.broker().as_ref(), queue).await else {
+                continue;
+            };
+            let error = match self.answer_unsent(task).await {
+                Some(Ok(id)) => {
+                    existing.insert(place, id);
+                    continue;
+                }
+                Some(Err(error)) => error,
+                None => {
+                    let (id, queue) = (id.clone(), queue.clone());
+                    SendError::QueueFull { id, queue, depth: full.depth, most: full.most }
+                }
+            };
+            *slot = Err(error);
         }
+        existing
     }
 
     /// Ends a task that is not sent, because no live worker consumes its queue and knows its name. Returns its id, or

@@ -80,4 +80,11 @@ impl QueueDepths {
         known.ready += 1;
         Ok(())
     }
+
+    /// Takes back the count of a message that was not sent after all.
+    pub(crate) fn discount(&self, queue: &QueueName) {
+        if let Some(known) = self.known().get_mut(queue) {
+            known.ready = known.ready.saturating_sub(1);
+        }
+    }
 }

@@ -207,6 +207,8 @@ pub(crate) struct Claimant<'a> {
     pub(crate) until: UniqueUntil,
     /// Maximum time from the first task of a series to the start of its last one.
     pub(crate) longest: Option<Duration>,
+    /// Time for which the record of a task is kept after its end.
+    pub(crate) kept: Duration,
 }
 
 /// Decision about a key.
@@ -247,14 +249,23 @@ pub(crate) fn decide_claim(
         return ClaimDecision::Claim(claim(facts, record, claimant, now));
     }
     let is_new = known.at.plus(SENT_WITHIN) > now;
-    // The record of a task that was sent is there until long after its end.
-    if is_new || (facts.has(SENT) && !holder.is_empty()) || has_started(holder) {
+    // A period may be longer than the record of its task is kept.
+    let is_sent = facts.has(SENT) && (!holder.is_empty() || matches!(known.until, UniqueUntil::For(_)));
+    if is_new || is_sent || has_started(holder) {
         return ClaimDecision::Held(known.task);
     }
-    if holder.has(name::END) {
+    // To end a task whose record has expired would say that it has failed.
+    if holder.has(name::END) || has_expired(facts, holder, claimant.kept, now) {
         return ClaimDecision::Claim(claim(facts, record, claimant, now));
     }
     ClaimDecision::End(known.task)
+}
+
+/// Returns `true` if the task that has a key has ended so long ago that its record is not kept any more. `kept` is the time
+/// for which the record of a task is kept after its end: one that is absent before has been lost, and its task may wait.
+pub(crate) fn has_expired(facts: &Facts, holder: &Facts, kept: Duration, now: Timestamp) -> bool {
+    let is_old = |claimed: Claimed| claimed.at.plus(kept) <= now;
+    holder.is_empty() && facts.has(SENT) && facts.read::<Claimed>(CLAIM).is_some_and(is_old)
 }
 
 /// Returns the task that has a key, if any has.
@@ -281,7 +292,7 @@ fn has_started(facts: &Facts) -> bool {
 
 /// Creates the commit that claims a key.
 pub(crate) fn claim(facts: &Facts, record: &RecordId, claimant: Claimant<'_>, now: Timestamp) -> Commit {
-    let Claimant { task, until, longest } = claimant;
+    let Claimant { task, until, longest, .. } = claimant;
     let mut commit = Commit::new(record.clone());
     match facts.get(CLAIM) {
         Some(value) => {
@@ -329,6 +340,7 @@ mod tests {
     use crate::id::RecordKind;
 
     const NOW: Timestamp = Timestamp::from_micros(1_000_000_000);
+    const DAY: Duration = Duration::from_secs(24 * 3600);
 
     fn record() -> RecordId {
         RecordId::new(RecordKind::Unique, "t:k")
@@ -339,7 +351,7 @@ mod tests {
     }
 
     fn of(task: &TaskId, until: UniqueUntil) -> Claimant<'_> {
-        Claimant { task, until, longest: None }
+        Claimant { task, until, longest: None, kept: DAY }
     }
 
     fn later(secs: u64) -> Timestamp {
@@ -418,12 +430,29 @@ mod tests {
     }
 
     #[test]
+    fn a_task_whose_record_has_expired_is_not_ended_again_and_keeps_its_key_for_its_period() {
+        let (none, day, week) = (Facts::new(), DAY.as_secs(), 7 * DAY);
+        let sent = claimed(UniqueUntil::End, true);
+        assert_eq!(decide(&sent, &none, later(day - 1)), ClaimDecision::End(id("a")), "its record was lost");
+        assert!(is_free(&decide(&sent, &none, later(day))));
+        let unsent = claimed(UniqueUntil::End, false);
+        assert_eq!(decide(&unsent, &none, later(day)), ClaimDecision::End(id("a")), "it may come yet");
+        let period = claimed(UniqueUntil::For(week), true);
+        for at in [30, day, 7 * day - 1] {
+            assert_eq!(decide(&period, &none, later(at)), ClaimDecision::Held(id("a")));
+        }
+        assert!(is_free(&decide(&period, &none, later(7 * day))));
+        let expired = |at| has_expired(&period, &none, DAY, later(at));
+        assert!(!expired(day - 1) && expired(day) && !has_expired(&period, &pending(), DAY, later(day)));
+    }
+
+    #[test]
     fn a_series_of_tasks_that_replace_each_other_ends() {
         let until = UniqueUntil::Start;
         let longest = Some(Duration::from_secs(60));
         let mut facts = Facts::new();
         let tasks = [id("a"), id("b"), id("c")];
-        let by = |task| Claimant { task, until, longest };
+        let by = |task| Claimant { task, until, longest, kept: DAY };
         let first = decide_claim(&facts, &Facts::new(), &record(), by(&tasks[0]), NOW);
         let ClaimDecision::Claim(commit) = first else { panic!("{first:?}") };
         assert!(commit.apply(&mut facts));

@@ -39,6 +39,15 @@ impl MemoryBackend {
         Self { state: Arc::default(), clock: Clock::starting_at(now) }
     }
 
+    /// Loses all records and indexes, as if an operator had emptied the backend. For tests of code that uses a backend.
+    pub fn lose_all(&self) {
+        self.with_state(|state, _| {
+            state.records.clear();
+            state.expiries.clear();
+            state.indexes.clear();
+        });
+    }
+
     /// Calls `f` with the current state. Expired entries are removed first, before anybody can see them.
     fn with_state<T>(&self, f: impl FnOnce(&mut Records, Timestamp) -> T) -> T {
         let mut state = lock(&self.state);

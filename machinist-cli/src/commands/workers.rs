@@ -132,6 +132,11 @@ fn health(worker: &WorkerInfo) -> String {
     worker.health_reason.as_ref().map_or_else(|| health.to_owned(), |reason| format!("{health}: {reason}"))
 }
 
+fn limits(worker: &WorkerInfo) -> String {
+    let limits = worker.limits.iter().map(|(target, limit)| format!("{target} {limit}"));
+    limits.collect::<Vec<_>>().join(", ")
+}
+
 async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
     let targets = WorkerTargets { names: vec![name], ..WorkerTargets::default() };
@@ -158,6 +163,7 @@ async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, Cli
             ("patterns", worker.patterns.join(", ")),
             ("tasks", worker.tasks.join(", ")),
             ("tags", worker.tags.join(", ")),
+            ("limits", limits(worker)),
             ("circuits", worker.open_circuits.join(", ")),
             ("running", format!("{} of {}", worker.running, worker.concurrency)),
             ("processed", worker.processed.to_string()),

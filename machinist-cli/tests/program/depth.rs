@@ -58,6 +58,8 @@ fn another_configuration_of_a_limit_is_told_in_the_log_and_the_list() {
         .json();
     let numbers: Vec<_> = list.as_array().unwrap().iter().map(|row| row["max_running"].as_u64()).collect();
     assert!(numbers.contains(&Some(1)) && numbers.contains(&Some(2)), "{list}");
+    let shown = folder.run(&["workers", "show", "first"]).ended(0).stdout;
+    assert!(shown.contains("limits       task:ok max_running=1\n"), "{shown}");
     let stderr = second.stop().stderr;
     assert!(stderr.contains("another worker has another limit"), "{stderr}");
     first.stop();

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::Client;
 use crate::{
     backend::{BackendError, Committed},
+    clock::Timestamp,
     error::SendError,
     id::{RecordId, RecordKind, TaskId},
     limit::{before_key, hidden_key, stored_key},
@@ -19,7 +20,7 @@ use crate::{
     signature::{SignatureParts, When},
     unique::{
         CLAIM, ClaimDecision, Claimant, Debounce, OnConflict, UniqueClaim, UniqueUntil, claimed_by,
-        decide_claim, give_back, mark_sent, replace, series_end,
+        decide_claim, give_back, has_expired, mark_sent, replace, series_end,
     },
 };
 
@@ -93,11 +94,7 @@ impl Client {
                 None => Facts::new(),
             };
             let now = self.app.clock().now();
-            let claimant = Claimant {
-                task: id,
-                until: unique.rule.until,
-                longest: unique.rule.debounce.map(|debounce| debounce.longest),
-            };
+            let claimant = self.claimant(id, unique, now);
             let commit = match decide_claim(&facts, &holder, &unique.record, claimant, now) {
                 ClaimDecision::Ours => {
                     self.commit(task.facts.clone()).await.map_err(failed)?;
@@ -113,7 +110,10 @@ impl Client {
                     OnConflict::Existing | OnConflict::Drop => return Ok(ClaimAnswer::Existing(other)),
                     OnConflict::Refuse => return Err(SendError::Duplicate { id: id.clone(), of: other }),
                     OnConflict::Replace => {
-                        if !self.end_claimed(&other, holder, FailureKind::Replaced, id).await? {
+                        let has_expired = has_expired(&facts, &holder, claimant.kept, now);
+                        if !has_expired
+                            && !self.end_claimed(&other, holder, FailureKind::Replaced, id).await?
+                        {
                             let holder = self.read(&other).await.map_err(failed)?;
                             if matches!(
                                 decide_claim(&facts, &holder, &unique.record, claimant, now),
@@ -142,6 +142,32 @@ impl Client {
             }
         }
         Err(failed(BackendError::Unavailable("other senders take the key again and again".into())))
+    }
+
+    /// Returns the answer to a unique task that would not be sent in any case, because another one has its key. Claims and
+    /// ends nothing. A key that cannot be read gives no answer.
+    pub(super) async fn answer_unsent(&self, task: &PreparedSignature) -> Option<Result<TaskId, SendError>> {
+        let unique = task.unique.as_ref()?;
+        let id = &task.sending.id;
+        let facts = self.read(unique.record.clone()).await.ok()?;
+        let holder = self.read(claimed_by(&facts)?).await.ok()?;
+        let now = self.app.clock().now();
+        let claimant = self.claimant(id, unique, now);
+        let ClaimDecision::Held(of) = decide_claim(&facts, &holder, &unique.record, claimant, now) else {
+            return None;
+        };
+        match unique.rule.on_conflict {
+            OnConflict::Existing | OnConflict::Drop => Some(Ok(of)),
+            OnConflict::Refuse => Some(Err(SendError::Duplicate { id: id.clone(), of })),
+            OnConflict::Replace => None,
+        }
+    }
+
+    /// Returns the request of a task for its key.
+    fn claimant<'a>(&self, task: &'a TaskId, unique: &UniqueClaim, now: Timestamp) -> Claimant<'a> {
+        let longest = unique.rule.debounce.map(|debounce| debounce.longest);
+        let kept = retention(self.app.0.results_ttl, None, now);
+        Claimant { task, until: unique.rule.until, longest, kept }
     }
 
     /// Ends a task that has the key of the task `sender_of`, if it has not started. Returns `false` if it has.

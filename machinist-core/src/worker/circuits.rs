@@ -50,15 +50,20 @@ enum CircuitChange {
 }
 
 impl Circuit {
+    /// Returns the time for which the task is not taken.
+    fn paused_for(&self, now: Instant) -> Option<Duration> {
+        let until = self.pause?.until;
+        (until > now).then(|| until - now)
+    }
+
     /// Returns the time for which the task is not taken. After a pause one run is let through. The others wait for as long
     /// again, or until that run succeeds.
     fn refused_for(&mut self, now: Instant) -> Option<Duration> {
-        let pause = self.pause.as_mut()?;
-        if pause.until > now {
-            return Some(pause.until - now);
+        let refused = self.paused_for(now);
+        if let Some(pause) = self.pause.as_mut().filter(|_| refused.is_none()) {
+            pause.until = now + pause.length;
         }
-        pause.until = now + pause.length;
-        None
+        refused
     }
 
     /// Notes the end of a run that began at `began`.
@@ -96,9 +101,15 @@ impl Circuits {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the time for which a task is not taken; `None` if it is.
-    pub(super) fn refused_for(&self, task: &TaskName) -> Option<Duration> {
-        self.all().get_mut(task)?.refused_for(Instant::now())
+    /// Returns the time for which a task is not taken; `None` if it is, or if one run of it will be let through.
+    pub(super) fn paused_for(&self, task: &TaskName) -> Option<Duration> {
+        self.all().get(task)?.paused_for(Instant::now())
+    }
+
+    /// Lets a run through that nothing else refuses. Returns `false` if the task is not taken.
+    pub(super) fn lets_through(&self, task: &TaskName) -> bool {
+        let mut all = self.all();
+        all.get_mut(task).is_none_or(|circuit| circuit.refused_for(Instant::now()).is_none())
     }
 
     /// Notes the end of a run, and returns the tasks that are not taken now if that has changed.
@@ -144,6 +155,7 @@ mod tests {
         assert_eq!([end(true), end(true), end(true)], [None, None, Some(CircuitChange::Opened(SECOND))]);
         assert_eq!(circuit.refused_for(now), Some(SECOND));
         let later = now + SECOND;
+        assert_eq!([circuit.paused_for(now), circuit.paused_for(later)], [Some(SECOND), None]);
         assert_eq!((circuit.refused_for(later), circuit.refused_for(later)), (None, Some(SECOND)), "one run");
         assert_eq!(circuit.ended(false, BREAKER, later, later), Some(CircuitChange::Closed));
         assert_eq!(circuit.refused_for(later), None);

@@ -100,10 +100,9 @@ impl WorkerContext {
         self.park(envelope, &refusal).await
     }
 
-    /// Parks a task that this worker does not take for a while, because it fails it again and again. Returns `None` if it
-    /// takes the task, or if the record has to decide.
-    pub(super) async fn park_if_open(&self, envelope: &Envelope) -> Option<Settlement> {
-        let wait = self.circuits.refused_for(&envelope.name)?;
+    /// Parks a task that this worker does not take for this time, because it fails it again and again. Returns `None` if the
+    /// record has to decide.
+    pub(super) async fn park_for_circuit(&self, envelope: &Envelope, wait: Duration) -> Option<Settlement> {
         let reason = WaitReason::new("circuit", envelope.name.as_str());
         // Other workers may take it before this one does.
         let refusal = Refusal::new(reason, Some(self.now().plus(wait))).within(FIRST_PARK_DELAY);

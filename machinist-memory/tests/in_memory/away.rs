@@ -13,7 +13,8 @@ use crate::support::warm_up;
 use async_trait::async_trait;
 use machinist_conformance::eventually;
 use machinist_core::{
-    App, AsyncResult, State, TaskContext, TaskDef, TaskError, Worker, WorkerAction, WorkerFilter, WorkerInfo,
+    App, AsyncResult, State, TaskContext, TaskDef, TaskError, Worker, WorkerAction, WorkerBuilder,
+    WorkerFilter, WorkerInfo,
     backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     broker::{
         Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
@@ -23,9 +24,10 @@ use machinist_core::{
     diagnose::{Diagnose, Finding},
     event::{Event, EventKind},
     id::{QueueName, RecordId, RecordKind},
+    limit::Limit,
     record::{Facts, PresenceState, TaskState, WorkerHealth},
     sign::{Algorithm, Key, KeyState, Keyring},
-    worker::{Drained, Health},
+    worker::{Drained, Health, TaskOptions},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio::time::Instant;
@@ -287,7 +289,11 @@ struct Running {
 }
 
 impl Running {
-    async fn start(broker: &MemoryBroker, backend: &MemoryBackend) -> Self {
+    async fn start(
+        broker: &MemoryBroker,
+        backend: &MemoryBackend,
+        adjust: impl FnOnce(WorkerBuilder) -> WorkerBuilder,
+    ) -> Self {
         let view = View::of(broker, backend);
         let states = Arc::clone(&view.states);
         let builder = App::builder(Arc::new(view.clone()), Arc::new(view.clone()));
@@ -305,9 +311,8 @@ impl Running {
             .state(probe.clone())
             .state(gate.clone())
             .task(WORK, work)
-            .task_blocking(BLOCKS, blocks)
-            .build()
-            .unwrap();
+            .task_blocking(BLOCKS, blocks);
+        let worker = adjust(worker).build().unwrap();
         let (stop, health) = (CancellationToken::new(), worker.health());
         let until = stop.clone().cancelled_owned();
         let worker = tokio::spawn(async move { worker.run_until(until).await.unwrap() });
@@ -340,11 +345,21 @@ impl Harness {
     }
 
     async fn worker(&self) -> Running {
-        Running::start(&self.broker, &self.backend).await
+        Running::start(&self.broker, &self.backend, |worker| worker).await
+    }
+
+    /// A worker of this queue that runs one task at a time, in all workers together.
+    async fn limited_worker(&self, queue: &str) -> Running {
+        let limit = TaskOptions::new().limit(Limit::new().max_running(1));
+        Running::start(&self.broker, &self.backend, |worker| worker.queue(queue).options("work", limit)).await
     }
 
     async fn send(&self, how: &str) -> AsyncResult<String> {
-        self.app.client().send(WORK.call((how.to_owned(),))).await.unwrap()
+        self.send_to("default", how).await
+    }
+
+    async fn send_to(&self, queue: &str, how: &str) -> AsyncResult<String> {
+        self.app.client().send(WORK.call((how.to_owned(),)).queue(queue)).await.unwrap()
     }
 
     /// How many wait in the queue, and how many subscriptions it has.
@@ -495,6 +510,51 @@ async fn who_has_the_backend_takes_over_what_another_gave_up() {
     assert_eq!(state, TaskState::Success);
     assert!(!harness.facts(&runs).await.has("r:1:1"), "it has ended, and there is nothing to give back");
     assert!(cut_off.stops().await.is_clean());
+    assert!(other.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_whose_place_was_taken_while_its_worker_was_away_is_cancelled_and_not_adopted() {
+    let harness = Harness::new().await;
+    let cut_off = harness.limited_worker("default").await;
+    let first = harness.send("listens").await;
+    until("it to run", async || cut_off.probe.begun() == 1).await;
+    cut_off.view.lose_backend(true);
+    let other = harness.limited_worker("other").await;
+    let second = harness.send_to("other", "waits").await;
+    until("the place to be taken", async || other.probe.begun() == 1).await;
+    assert_eq!(cut_off.probe.told(), 0);
+    cut_off.view.lose_backend(false);
+    until("the first to be told", async || cut_off.probe.told() == 1).await;
+    assert!(!harness.facts(&first).await.has("s:1:2"), "it was adopted without its place");
+    other.probe.may_end.cancel();
+    succeeds(&second).await;
+    succeeds(&first).await;
+    assert_eq!((cut_off.probe.begun(), other.probe.begun()), (2, 1));
+    assert!(cut_off.stops().await.is_clean());
+    assert!(other.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_outlives_its_session_keeps_its_place() {
+    let harness = Harness::new().await;
+    let worker = harness.limited_worker("default").await;
+    let runs = harness.send("listens").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
+    worker.view.lose_backend(true);
+    tokio::time::sleep(minutes(1)).await;
+    worker.view.lose_backend(false);
+    until("it to be adopted", async || worker.view.has_done("s:1:2")).await;
+    assert!(worker.view.place("p0") < worker.view.place("s:1:2"), "its place comes first");
+    let other = harness.limited_worker("other").await;
+    let waits = harness.send_to("other", "quick").await;
+    tokio::time::sleep(minutes(2)).await;
+    assert_eq!((worker.probe.told(), other.probe.begun()), (0, 0), "two at once");
+    worker.probe.released.cancel();
+    succeeds(&runs).await;
+    succeeds(&waits).await;
+    assert_eq!((worker.probe.begun(), other.probe.begun()), (1, 1));
+    assert!(worker.stops().await.is_clean());
     assert!(other.stops().await.is_clean());
 }
 

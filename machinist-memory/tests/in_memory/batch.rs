@@ -7,7 +7,9 @@ use std::{
 
 use crate::support::Running;
 use machinist_core::{
-    App, Backoff, State, TaskContext, TaskDef, TaskError, Worker, WorkerBuilder,
+    App, Backoff, State, TaskContext, TaskDef, TaskError, Worker, WorkerAction, WorkerBuilder, WorkerChange,
+    WorkerFilter,
+    limit::{Limit, Rate},
     record::{FailureKind, TaskState},
     worker::{BuildError, TaskOptions},
 };
@@ -62,6 +64,17 @@ impl House {
     async fn send(&self, all: &[&str]) -> Vec<machinist_core::AsyncResult<u64>> {
         let signatures = all.iter().map(|how| SAVE.call((*how).to_owned())).collect();
         self.app.client().send_all(signatures).await.into_iter().map(Result::unwrap).collect()
+    }
+
+    /// Changes the number of slots while the worker runs.
+    async fn set_concurrency(&self, slots: u32) {
+        let client = self.app.client();
+        let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+        let mut change = WorkerChange::default();
+        change.concurrency = Some(slots);
+        let ordered = client.order_workers(&workers, WorkerAction::Set(change), false).await;
+        let (_, results) = ordered.unwrap();
+        assert!(results.len() == 1 && results[0].done, "{results:?}");
     }
 
     fn calls(&self) -> Vec<usize> {
@@ -148,6 +161,45 @@ async fn arguments_that_do_not_fit_do_not_reach_the_batch() {
     assert_eq!(right[0].wait(MINUTE).await.unwrap(), 1);
     assert!(wrong.wait(MINUTE).await.is_err());
     assert_eq!(wrong.record().await.unwrap().kind, Some(FailureKind::Malformed));
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_below_the_size_of_a_batch_makes_it_smaller() {
+    let rate = Limit::new().rate(Rate::parse("2/s").unwrap()).burst(4);
+    for (limit, sizes) in [(Limit::new().max_running(3), &[3, 3, 3, 1][..]), (rate, &[4, 1, 1, 1, 1, 1, 1])] {
+        let house = House::new().await;
+        let tasks = house.send(&["ok"; 10]).await;
+        let before = Instant::now();
+        let limited = TaskOptions::new().limit(limit);
+        let worker = Running::start(house.builder().options("save", limited));
+        for task in &tasks {
+            task.wait(MINUTE).await.unwrap();
+        }
+        assert_eq!(house.calls(), sizes);
+        assert!(before.elapsed() < Duration::from_secs(4), "{:?}", before.elapsed());
+        assert!(worker.stop().await.is_clean());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_has_no_more_tasks_than_its_worker_has_slots_now() {
+    let house = House::new().await;
+    let mut tasks = house.send(&["slow"; 10]).await;
+    let worker = Running::start(house.builder());
+    while house.calls().is_empty() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    house.set_concurrency(3).await;
+    tasks.extend(house.send(&["ok"; 7]).await);
+    for task in &tasks {
+        task.wait(2 * MINUTE).await.unwrap();
+    }
+    assert_eq!(house.calls(), [10, 3, 3, 1]);
+    house.set_concurrency(10).await;
+    for task in house.send(&["ok"; 10]).await {
+        assert_eq!(task.wait(MINUTE).await.unwrap(), 10);
+    }
     assert!(worker.stop().await.is_clean());
 }
 

@@ -11,7 +11,7 @@ use std::{
 use crate::support::Running;
 use machinist_core::{
     App, Backoff, State, TaskContext, TaskDef, TaskError, WhyReason, Worker, WorkerBuilder, WorkerFilter,
-    worker::TaskOptions,
+    limit::Limit, worker::TaskOptions,
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio::time::sleep;
@@ -164,5 +164,35 @@ async fn a_worker_that_is_repaired_takes_the_task_again() {
     client.send(CONVERT.call(())).await.unwrap().wait(Duration::from_secs(1)).await.unwrap();
     sleep(Duration::from_secs(10)).await;
     assert!(client.workers(&WorkerFilter::new()).await.unwrap()[0].open_circuits.is_empty());
+    assert!(worker.stop().await.is_clean());
+}
+
+/// Occupies the queue for so many seconds.
+const OCCUPY: TaskDef<u64, ()> = TaskDef::new("occupy");
+
+async fn occupy(seconds: u64) -> Result<(), TaskError> {
+    sleep(Duration::from_secs(seconds)).await;
+    Ok(())
+}
+
+/// The pause ends while the only place of the queue is held.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_a_limit_refuses_does_not_use_up_the_run_that_a_pause_lets_through() {
+    let app = app().await;
+    let client = app.client();
+    let machine = Machine::default();
+    machine.broken.store(true, Ordering::SeqCst);
+    let limited = builder(&app, "only", &machine).concurrency(4).task(OCCUPY, occupy);
+    let worker = Running::start(limited.limit_queue("default", Limit::new().max_running(1)));
+    let task = client.send(CONVERT.call(())).await.unwrap();
+    while task.record().await.unwrap().parked.is_none() {
+        sleep(Duration::from_millis(100)).await;
+    }
+    machine.broken.store(false, Ordering::SeqCst);
+    client.send(OCCUPY.call(70)).await.unwrap().wait(HOUR).await.unwrap();
+    // The next run is let through a minute after the first one that was.
+    task.wait(Duration::from_secs(20)).await.unwrap();
+    client.send(CONVERT.call(())).await.unwrap().wait(Duration::from_secs(1)).await.unwrap();
+    assert_eq!(machine.runs.load(Ordering::SeqCst), 5);
     assert!(worker.stop().await.is_clean());
 }

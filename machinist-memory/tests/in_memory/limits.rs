@@ -8,7 +8,7 @@ use std::{
 
 use crate::support::Running;
 use machinist_core::{
-    App, AsyncResult, State, TaskDef, TaskError, Worker, WorkerBuilder,
+    App, AsyncResult, State, TaskDef, TaskError, Unique, Worker, WorkerBuilder,
     backend::{Backend, Commit},
     broker::Broker,
     clock::Timestamp,
@@ -288,6 +288,34 @@ async fn a_freed_place_lets_a_parked_task_start_at_once() {
     assert!(worker.stop().await.is_clean());
 }
 
+/// Whoever waits in a process asks again after 1.5 s, 2.5 s, and every second then.
+#[tokio::test(start_paused = true)]
+async fn a_freed_place_wakes_the_tasks_that_wait_in_processes() {
+    let servers = servers().await;
+    let limit = Limit::new().max_running(1);
+    let workers = [servers.worker(&limit), servers.worker(&limit)];
+    let mut tasks = vec![servers.send("first", 2300).await];
+    while servers.seen.of("first").1.is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    for _ in 0..2 {
+        tasks.push(servers.send("next", 1200).await);
+    }
+    for task in &tasks {
+        task.wait(MINUTE).await.unwrap();
+    }
+    let first = servers.seen.of("first").1[0];
+    let starts = servers.seen.of("next").1;
+    let waits = [
+        starts[0] - (first + Duration::from_millis(2300)),
+        starts[1] - (starts[0] + Duration::from_millis(1200)),
+    ];
+    assert!(waits.iter().all(|wait| *wait < Duration::from_millis(50)), "{waits:?}");
+    for worker in workers {
+        assert!(worker.stop().await.is_clean());
+    }
+}
+
 /// Returns when a task is parked for this reason.
 async fn waits_for(task: &AsyncResult<()>, reason: &str) {
     for _ in 0..1000 {
@@ -373,6 +401,47 @@ async fn places_and_reservations_that_the_backend_has_lost_are_forgotten_and_not
         task.wait(HOUR).await.unwrap();
     }
     assert_eq!(servers.seen.of("a").1.len(), 20);
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_has_lost_everything_leaves_no_parked_task_behind() {
+    let servers = servers().await;
+    let worker = servers.worker(&Limit::new().max_running(1));
+    let client = servers.app.client();
+    let target = LimitTarget::parse("task:other").unwrap();
+    client.set_limit(&target, &rate("1/m")).await.unwrap();
+    // Workers hear of it within a second.
+    sleep(Duration::from_secs(1)).await;
+    let mut tasks = vec![servers.send("long", 40_000).await];
+    while servers.seen.of("long").1.is_empty() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    for _ in 0..3 {
+        tasks.push(servers.send("waits", 100).await);
+    }
+    let once = || CALL.call(("once".to_owned(), 100)).unique(Unique::new());
+    tasks.push(client.send(once()).await.unwrap());
+    // The first one takes the only start of this minute.
+    client.send(OTHER.call(())).await.unwrap().wait(MINUTE).await.unwrap();
+    for _ in 0..2 {
+        tasks.push(client.send(OTHER.call(())).await.unwrap());
+    }
+    waits_for(&tasks[3], "max_running:task:call").await;
+    waits_for(&tasks[6], "rate:task:other").await;
+    assert!(client.send(once()).await.unwrap().is_duplicate());
+    servers.backend.lose_all();
+    let again = client.send(once()).await.unwrap();
+    assert!(!again.is_duplicate(), "the claim is lost");
+    for task in tasks.iter().chain([&again]) {
+        started_at(task).await;
+    }
+    let runs = ["long", "waits", "once"].map(|key| servers.seen.of(key).1.len());
+    assert_eq!(runs, [1, 3, 2]);
+    let limits = client.limits().await.unwrap();
+    assert!(limits.iter().all(|limit| limit.source != "live"), "{limits:?}");
+    sleep(2 * HOUR).await;
+    assert_eq!(servers.ready().await, 0);
     assert!(worker.stop().await.is_clean());
 }
 

@@ -116,6 +116,10 @@ async fn a_key_until_the_start_and_a_key_for_a_period() {
     let first = client.send(until_start()).await.unwrap();
     let minute = client.send(for_a_minute()).await.unwrap();
     assert!(client.send(until_start()).await.unwrap().is_duplicate());
+    let revoked = client.send(unique(2, Unique::throttle(MINUTE))).await.unwrap();
+    client.revoke(revoked.id()).await.unwrap();
+    let again = client.send(unique(2, Unique::throttle(MINUTE))).await.unwrap();
+    assert_eq!(again.id(), revoked.id(), "it was revoked, the minute is not over");
     let worker = house.worker();
     while first.state().await.unwrap() != TaskState::Started {
         sleep(Duration::from_millis(10)).await;
@@ -202,7 +206,69 @@ async fn the_key_of_a_sender_that_died_is_free_after_a_while_and_its_message_doe
     second.wait(MINUTE).await.unwrap();
     sleep(MINUTE).await;
     assert_eq!((house.runs(), house.ready().await), (1, 0), "one of the two messages");
+    assert!(client.dead_letters(&DeadFilter::default(), 9).await.unwrap().is_empty());
     assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_has_expired_stays_so_when_its_key_is_used_again() {
+    let house = House::new().await;
+    let kept = 15 * MINUTE;
+    let app = App::builder(house.broker.clone(), house.backend.clone()).results_ttl(kept);
+    let house = House { app: app.build().await.unwrap(), ..house };
+    let client = house.client();
+    let until_end = || unique(1, Unique::new());
+    let weekly = |conflict| {
+        let week = UniqueUntil::For(7 * 24 * HOUR);
+        unique(1, Unique::new().key("week").until(week).on_conflict(conflict))
+    };
+    let worker = house.worker();
+    let first = client.send(until_end()).await.unwrap();
+    let of_week = client.send(weekly(OnConflict::Drop)).await.unwrap();
+    first.wait(MINUTE).await.unwrap();
+    of_week.wait(MINUTE).await.unwrap();
+    sleep(kept + MINUTE).await;
+    let again = client.send(until_end()).await.unwrap();
+    assert!(!again.is_duplicate(), "its task has ended");
+    assert_eq!(
+        client.send(weekly(OnConflict::Drop)).await.unwrap().id(),
+        of_week.id(),
+        "the week is not over"
+    );
+    let replacing = client.send(weekly(OnConflict::Replace)).await.unwrap();
+    assert!(!replacing.is_duplicate());
+    again.wait(MINUTE).await.unwrap();
+    replacing.wait(MINUTE).await.unwrap();
+    let ids = [first.id().into(), of_week.id().into()];
+    let records = house.backend.read(&ids).await.unwrap();
+    assert!(records.iter().all(Facts::is_empty), "they had succeeded: {records:?}");
+    assert_eq!(house.runs(), 4);
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_is_not_sent_in_any_case_finds_no_queue_full_and_fills_none() {
+    let house = House::new().await;
+    let app = App::builder(house.broker.clone(), house.backend.clone());
+    let app = app.max_depth(house.app.default_queue().clone(), 2);
+    let house = House { app: app.build().await.unwrap(), ..house };
+    let client = house.client();
+    let rule = |conflict| unique(1, Unique::new().key("k").on_conflict(conflict));
+    let first = client.send(rule(OnConflict::Existing)).await.unwrap();
+    for _ in 0..3 {
+        assert!(client.send(rule(OnConflict::Existing)).await.unwrap().is_duplicate());
+    }
+    client.send(WORK.call(1)).await.expect("there is room for one more");
+    let answers = client.send_all(vec![WORK.call(1), rule(OnConflict::Drop), WORK.call(1)]).await;
+    let [Err(full), Ok(existing), Err(_)] = &answers[..] else { panic!("{answers:?}") };
+    assert!(matches!(full, SendError::QueueFull { depth: 2, .. }), "{full}");
+    assert_eq!((existing.id(), existing.is_duplicate()), (first.id(), true));
+    let refused = client.send(rule(OnConflict::Refuse)).await.unwrap_err();
+    assert!(matches!(&refused, SendError::Duplicate { of, .. } if of == first.id()), "{refused}");
+    let full = client.send(rule(OnConflict::Replace)).await.unwrap_err();
+    assert!(matches!(full, SendError::QueueFull { .. }), "{full}");
+    assert_eq!(first.state().await.unwrap(), TaskState::Pending, "nothing could take its place");
+    assert_eq!(house.ready().await, 2);
 }
 
 #[tokio::test(start_paused = true)]

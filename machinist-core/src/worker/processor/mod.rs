@@ -219,6 +219,7 @@ impl TaskProcessor {
         let mut busy = BusyWaits::new(self.worker.max_hold.min(self.worker.sessions.busy_timeout()));
         let mut alone = false;
         let mut limited = None;
+        let mut let_through = task.options.circuit.is_none();
         loop {
             if !self.worker.admissions.is_open()
                 && let Some(settlement) =
@@ -226,10 +227,12 @@ impl TaskProcessor {
             {
                 return settlement;
             }
-            if task.options.circuit.is_some()
-                && let Some(settlement) = Box::pin(self.worker.park_if_open(&active.envelope)).await
-            {
-                return settlement;
+            let mut asks_circuit = !let_through;
+            if asks_circuit && let Some(wait) = self.worker.circuits.paused_for(&active.envelope.name) {
+                match Box::pin(self.worker.park_for_circuit(&active.envelope, wait)).await {
+                    Some(settlement) => return settlement,
+                    None => asks_circuit = false,
+                }
             }
             if active.envelope.attempt > 1
                 && let Some(settlement) = Box::pin(self.worker.park_if_left(&active.envelope)).await
@@ -277,6 +280,17 @@ impl TaskProcessor {
                         self.worker.free_places(&registered.run).await;
                         return unanswered.into();
                     }
+                }
+            }
+            // Last: the one run that a pause lets through is not spent on a task that something else refuses.
+            if asks_circuit && !undecided {
+                let_through = self.worker.circuits.lets_through(&active.envelope.name);
+                if !let_through {
+                    if limited.is_some() {
+                        Box::pin(self.worker.free_places(&registered.run)).await;
+                    }
+                    drop((slot, registered));
+                    continue;
                 }
             }
             let slot_wait = stopwatch.lap();
