@@ -38,19 +38,24 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
+    /// Time between two tasks, in nanoseconds: a microsecond is long at a high rate.
+    fn step_nanos(self) -> u64 {
+        nanos(self.interval).saturating_mul(self.cost).max(1)
+    }
+
     /// Time between two tasks.
     fn step(self) -> i64 {
-        micros(self.interval).saturating_mul(i64::try_from(self.cost).unwrap_or(i64::MAX)).max(1)
+        micros_of(self.step_nanos(), 1)
     }
 
     /// Time that a burst is worth.
     fn tolerance(self) -> i64 {
-        micros(self.interval).saturating_mul(i64::try_from(self.burst).unwrap_or(i64::MAX))
+        micros_of(nanos(self.interval), self.burst)
     }
 
     /// Maximum number of starts that a worker reserves without tasks for them.
     pub(crate) fn block(self) -> u32 {
-        u32::try_from(micros(BLOCK) / self.step()).unwrap_or(u32::MAX).max(1)
+        u32::try_from(nanos(BLOCK) / self.step_nanos()).unwrap_or(u32::MAX).max(1)
     }
 }
 
@@ -78,7 +83,8 @@ fn is_zero(number: &i64) -> bool {
 pub(crate) struct Starts {
     /// Time of the first one, perhaps in the past.
     first: i64,
-    step: i64,
+    step_nanos: u64,
+    taken: u32,
     left: u32,
     /// Time of the reservation: no start is earlier.
     since: i64,
@@ -90,9 +96,9 @@ impl Starts {
     /// Takes the next start. Starts whose time is over by more than `late` have lapsed.
     pub(crate) fn take(&mut self, now: Timestamp, late: Duration) -> Option<Timestamp> {
         while self.left > 0 {
-            let at = self.first.max(self.since);
+            let at = self.first.saturating_add(micros_of(self.step_nanos, self.taken.into())).max(self.since);
             self.left -= 1;
-            self.first = self.first.saturating_add(self.step);
+            self.taken += 1;
             if at.saturating_add(micros(late)) >= now.as_micros() {
                 return Some(Timestamp::from_micros(at));
             }
@@ -148,9 +154,10 @@ pub(crate) fn reserve(
     // Never further ahead than the horizon.
     let fit = (now_micros + micros(HORIZON) - first) / step + 1;
     let left = number.min(u32::try_from(fit).unwrap_or(u32::MAX)).max(1);
-    let until = from.saturating_add(step.saturating_mul(i64::from(left)));
+    let step_nanos = terms.step_nanos();
+    let until = from.saturating_add(micros_of(step_nanos, left.into()));
     let moved = Reserved { at: Timestamp::from_micros(until), by: by.to_owned(), shift, pushed };
-    let starts = Starts { first, step, left, since: now_micros, shift };
+    let starts = Starts { first, step_nanos, taken: 0, left, since: now_micros, shift };
     ReserveDecision::Commit(Box::new(replaced(facts, bucket, &moved, now)), starts)
 }
 
@@ -228,10 +235,19 @@ fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Returns `number` times so many nanoseconds in microseconds, rounded up.
+fn micros_of(nanos: u64, number: u64) -> i64 {
+    i64::try_from(nanos.saturating_mul(number).div_ceil(1000)).unwrap_or(i64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::RecordKind;
+    use crate::{id::RecordKind, limit::Rate};
 
     const NOW: Timestamp = Timestamp::from_micros(1_000_000_000);
 
@@ -245,6 +261,10 @@ mod tests {
 
     /// Reserves starts, and returns their times in milliseconds from [`NOW`].
     fn starts(facts: &mut Facts, terms: Terms, number: u32, now: Timestamp) -> Vec<i64> {
+        starts_in_micros(facts, terms, number, now).into_iter().map(|at| at / 1000).collect()
+    }
+
+    fn starts_in_micros(facts: &mut Facts, terms: Terms, number: u32, now: Timestamp) -> Vec<i64> {
         let ReserveDecision::Commit(commit, mut starts) = reserve(facts, &bucket(), terms, number, "x", now)
         else {
             panic!("the bucket is full")
@@ -255,7 +275,7 @@ mod tests {
         facts.remove(RESERVED);
         facts.put(RESERVED, json(&by_another));
         std::iter::from_fn(|| starts.take(now, Duration::ZERO))
-            .map(|at| (at.as_micros() - NOW.as_micros()) / 1000)
+            .map(|at| at.as_micros() - NOW.as_micros())
             .collect()
     }
 
@@ -299,6 +319,25 @@ mod tests {
         all.sort_unstable();
         for window in all.windows(9) {
             assert!(window[8] - window[0] >= 1000, "nine starts in {window:?}");
+        }
+    }
+
+    #[test]
+    fn a_very_high_rate_is_used_and_never_exceeded() {
+        for rate in [15_000, 300_000, 700_000, 1_000_000] {
+            let interval = Rate::per_second(rate).interval().unwrap();
+            let terms = Terms { interval, cost: 1, burst: 1 };
+            let mut facts = Facts::new();
+            let tenth = rate / 10;
+            let mut all = Vec::new();
+            for _ in 0..3 {
+                all.extend(starts_in_micros(&mut facts, terms, tenth, NOW));
+            }
+            let one_tenth_later =
+                all.windows(tenth as usize + 1).map(|window| window[tenth as usize] - window[0]);
+            let (least, most) = (one_tenth_later.clone().min().unwrap(), one_tenth_later.max().unwrap());
+            assert!(least >= 99_999, "{rate} and one more start in {least} µs");
+            assert!(most <= 100_100, "{rate}: only {tenth} starts in {most} µs");
         }
     }
 
