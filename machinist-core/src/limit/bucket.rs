@@ -43,9 +43,14 @@ impl Terms {
         nanos(self.interval).saturating_mul(self.cost).max(1)
     }
 
-    /// Time between two tasks.
+    /// Time between two tasks, in microseconds.
     fn step(self) -> i64 {
         micros_of(self.step_nanos(), 1)
+    }
+
+    /// Time between two tasks.
+    pub(crate) fn step_time(self) -> Duration {
+        Duration::from_nanos(self.step_nanos())
     }
 
     /// Time that a burst is worth.
@@ -71,6 +76,9 @@ struct Reserved {
     /// Time before which nothing starts, because the bucket was pushed back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pushed: Option<Timestamp>,
+    /// Time before which no task starts whose reserved start has lapsed, because another one has just done so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    late: Option<Timestamp>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -139,7 +147,8 @@ pub(crate) fn reserve(
     let now_micros = now.as_micros();
     let furthest = now_micros.saturating_add(micros(HORIZON)).saturating_add(terms.tolerance());
     let reserved = known.as_ref().map_or(now_micros, |known| known.at.as_micros());
-    let (shift, pushed) = known.map_or((0, None), |known| (known.shift, known.pushed));
+    let (shift, pushed, late) =
+        known.map_or((0, None, None), |known| (known.shift, known.pushed, known.late));
     let pushed = pushed.filter(|pushed| *pushed > now);
     // Further ahead than anybody reserves: the backend's clock was set back.
     let slack = terms.step().saturating_mul(i64::from(u32::MAX)).min(micros(HORIZON));
@@ -156,9 +165,58 @@ pub(crate) fn reserve(
     let left = number.min(u32::try_from(fit).unwrap_or(u32::MAX)).max(1);
     let step_nanos = terms.step_nanos();
     let until = from.saturating_add(micros_of(step_nanos, left.into()));
-    let moved = Reserved { at: Timestamp::from_micros(until), by: by.to_owned(), shift, pushed };
+    let late = late.filter(|late| *late > now);
+    let moved = Reserved { at: Timestamp::from_micros(until), by: by.to_owned(), shift, pushed, late };
     let starts = Starts { first, step_nanos, taken: 0, left, since: now_micros, shift };
     ReserveDecision::Commit(Box::new(replaced(facts, bucket, &moved, now)), starts)
+}
+
+/// Decision about a task whose reserved start has lapsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LateDecision {
+    /// It starts now already; only the reply was lost.
+    Made,
+    /// Commit this: then the task may start now. The bucket has been pushed back by so many microseconds then.
+    Commit(Box<Commit>, i64),
+    /// It may not start before this time.
+    NotBefore(Timestamp),
+}
+
+/// Decides how a task may start now whose start was reserved for `lapsed`, a while ago.
+///
+/// All later starts are pushed back by as much as is needed to keep their distance from this one, so the rate holds for all
+/// of them together. Such starts come one by one, at the rate. Nothing is reserved ahead for them: a task that is late again
+/// takes nothing from the others.
+pub(crate) fn start_late(
+    facts: &Facts,
+    bucket: &RecordId,
+    terms: Terms,
+    lapsed: Timestamp,
+    by: &str,
+    now: Timestamp,
+) -> LateDecision {
+    let known = facts.read::<Reserved>(RESERVED);
+    if known.as_ref().is_some_and(|known| known.by == by) {
+        return LateDecision::Made;
+    }
+    let (reserved, shift, pushed, late) =
+        known.map_or((now, 0, None, None), |known| (known.at, known.shift, known.pushed, known.late));
+    if let Some(next) = pushed.max(late).filter(|next| *next > now) {
+        return LateDecision::NotBefore(next);
+    }
+    let (step, now_micros) = (terms.step(), now.as_micros());
+    // The time of its own start is free.
+    let more = step.min(now_micros.saturating_sub(lapsed.as_micros())).max(0);
+    let shift = shift.saturating_add(more);
+    let next = now_micros.saturating_add(step);
+    let moved = Reserved {
+        at: Timestamp::from_micros(reserved.as_micros().saturating_add(more).max(next)),
+        by: by.to_owned(),
+        shift,
+        pushed: None,
+        late: Some(Timestamp::from_micros(next)),
+    };
+    LateDecision::Commit(Box::new(replaced(facts, bucket, &moved, now)), shift)
 }
 
 /// Decides how to keep a whole bucket from starts before `until`; `None` if it is kept that long already. Starts that are
@@ -177,8 +235,8 @@ pub(crate) fn push_back(
     }
     let until = until.min(now.plus(MAX_PUSH)).as_micros();
     let now_micros = now.as_micros();
-    let (reserved, shift, pushed) = known.map_or((0, 0, 0), |known| {
-        (known.at.as_micros(), known.shift, known.pushed.map_or(0, Timestamp::as_micros))
+    let (reserved, shift, pushed, late) = known.map_or((0, 0, 0, None), |known| {
+        (known.at.as_micros(), known.shift, known.pushed.map_or(0, Timestamp::as_micros), known.late)
     });
     // Several tasks are told the same at once: each pushes only by what is missing.
     let more = until - pushed.max(now_micros);
@@ -193,6 +251,7 @@ pub(crate) fn push_back(
         by: by.to_owned(),
         shift: shift.saturating_add(more),
         pushed: Some(Timestamp::from_micros(until)),
+        late,
     };
     Some(replaced(facts, bucket, &moved, now))
 }
@@ -367,7 +426,8 @@ mod tests {
         let five = terms(5, 1, 1);
         let before = Timestamp::from_micros(NOW.as_micros() - 900_000_000);
         let mut facts = Facts::new();
-        let ahead = Reserved { at: before.plus(4 * HORIZON), by: "y".into(), shift: 0, pushed: None };
+        let ahead =
+            Reserved { at: before.plus(4 * HORIZON), by: "y".into(), shift: 0, pushed: None, late: None };
         facts.put(RESERVED, json(&ahead));
         assert!(
             matches!(reserve(&facts, &bucket(), five, 1, "x", before), ReserveDecision::Commit(_, starts) if starts.first == before.as_micros())
@@ -387,6 +447,91 @@ mod tests {
         assert_eq!(starts.take(later, Duration::from_millis(10)), Some(NOW.plus(Duration::from_millis(50))));
         assert_eq!(starts.take(NOW.plus(Duration::from_secs(1)), Duration::from_millis(10)), None);
         assert!(starts.is_empty());
+    }
+
+    /// Lets tasks start that come back up to 3 s after their time, and those that wait up to 1 s. Returns the starts, in
+    /// milliseconds.
+    fn starts_of_late_tasks(terms: Terms, number: usize) -> Vec<i64> {
+        let (mut facts, mut random, mut writes) = (Facts::new(), 7_u64, 0_u64);
+        let mut after = |most: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            Duration::from_millis((random >> 33) % most)
+        };
+        // When each one comes, and what it has reserved.
+        let mut coming: Vec<(Timestamp, Option<(Timestamp, i64)>)> = vec![(NOW, None); number];
+        let mut all = Vec::new();
+        while let Some((place, _)) = coming.iter().enumerate().min_by_key(|(_, (at, _))| *at) {
+            let (now, reserved) = coming.swap_remove(place);
+            writes += 1;
+            let by = writes.to_string();
+            let due = reserved.map(|(at, known)| {
+                let more = u64::try_from(shift(&facts) - known).unwrap();
+                (at.plus(Duration::from_micros(more)), shift(&facts))
+            });
+            let again = match due {
+                Some((at, _)) if at > now => at.plus(after(1000)),
+                Some((at, _)) if at.plus(Duration::from_millis(500)) >= now => {
+                    all.push((now.as_micros() - NOW.as_micros()) / 1000);
+                    continue;
+                }
+                Some((at, _)) => match start_late(&facts, &bucket(), terms, at, &by, now) {
+                    LateDecision::Commit(commit, _) => {
+                        assert!(commit.apply(&mut facts));
+                        all.push((now.as_micros() - NOW.as_micros()) / 1000);
+                        continue;
+                    }
+                    LateDecision::NotBefore(next) => next.plus(after(1000)),
+                    LateDecision::Made => panic!("made"),
+                },
+                None => match reserve(&facts, &bucket(), terms, 1, &by, now) {
+                    ReserveDecision::Commit(commit, mut starts) => {
+                        assert!(commit.apply(&mut facts));
+                        let at = starts.take(now, Duration::MAX).unwrap();
+                        coming.push((at.plus(after(3000)), Some((at, starts.shift))));
+                        continue;
+                    }
+                    other => panic!("{other:?}"),
+                },
+            };
+            coming.push((again, due));
+        }
+        all
+    }
+
+    #[test]
+    fn tasks_that_are_late_for_their_starts_start_one_by_one_and_never_exceed_the_rate() {
+        for (per_second, burst, number) in [(2, 1, 200), (10, 3, 400), (100, 10, 1000)] {
+            let all = starts_of_late_tasks(terms(per_second, burst, 1), number);
+            assert_eq!(all.len(), number);
+            let rate = i64::from(per_second);
+            for (first, from) in all.iter().enumerate() {
+                for (last, to) in all.iter().enumerate().skip(first) {
+                    let most = rate * (to - from + 500) / 1000 + i64::try_from(burst).unwrap() + 2;
+                    let seen = i64::try_from(last - first + 1).unwrap();
+                    assert!(seen <= most, "{seen} starts at {per_second}/s in {} ms", to - from);
+                }
+            }
+            let (whole, needed) = (all[number - 1], 1000 * i64::try_from(number).unwrap() / rate);
+            assert!(whole < needed * 3 / 2 + 4000, "{whole} ms for {needed} ms at {per_second}/s");
+        }
+    }
+
+    #[test]
+    fn starts_that_others_have_reserved_make_room_for_a_late_one() {
+        let mut facts = Facts::new();
+        let five = terms(5, 1, 1);
+        assert_eq!(starts(&mut facts, five, 3, NOW), [0, 200, 400]);
+        let late = |facts: &Facts, by, millis| {
+            start_late(facts, &bucket(), five, NOW, by, NOW.plus(Duration::from_millis(millis)))
+        };
+        let LateDecision::Commit(commit, moved) = late(&facts, "a", 1000) else { panic!("not late") };
+        assert!(commit.apply(&mut facts));
+        assert_eq!((moved, shift(&facts)), (200_000, 200_000), "by one start, whatever it is late by");
+        assert_eq!(late(&facts, "a", 1000), LateDecision::Made);
+        let next = NOW.plus(Duration::from_millis(1200));
+        assert_eq!(late(&facts, "b", 1100), LateDecision::NotBefore(next));
+        assert!(matches!(late(&facts, "b", 1200), LateDecision::Commit(..)));
+        assert_eq!(starts(&mut facts, five, 1, NOW.plus(Duration::from_millis(1100))), [1200]);
     }
 
     #[test]

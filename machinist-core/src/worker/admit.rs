@@ -180,8 +180,10 @@ impl WorkerContext {
             start.shift = shift;
         }
         let latest = state.reserved.iter().map(|start| start.at).max();
-        if latest.is_some_and(|at| at.plus(LATE) < self.now()) {
-            state.reserved.clear();
+        if latest.is_some_and(|at| at.plus(LATE) < self.now())
+            && let Some(refused) = self.start_late(&rates, state).await?
+        {
+            return Ok(Some(refused));
         }
         let mut latest: Option<(Timestamp, WaitReason)> = None;
         for (limit, terms) in rates {
@@ -204,6 +206,42 @@ impl WorkerContext {
             }
         }
         Ok(latest)
+    }
+
+    /// Requests starts now for a task whose reserved starts have lapsed. One that it cannot have soon is forgotten: another
+    /// is reserved. Returns the time at which the task asks again, if that is soon, and the reason.
+    async fn start_late(
+        &self,
+        rates: &[(&AppliedLimit, Terms)],
+        state: &mut LimitState,
+    ) -> Result<Option<(Timestamp, WaitReason)>, Unanswered> {
+        let (mut given, mut kept) = (Vec::new(), Vec::new());
+        let mut refused = None;
+        for start in std::mem::take(&mut state.reserved) {
+            let Some((limit, terms)) = rates.iter().find(|(limit, _)| limit.bucket().id() == start.bucket)
+            else {
+                continue;
+            };
+            if refused.is_some() {
+                kept.push(start);
+                continue;
+            }
+            let (bucket, clock) = (limit.bucket(), self.app.clock());
+            match self.limits.start_late(&bucket, *terms, start.at, &self.calls, clock).await {
+                Ok(NextStart::Reserved(at, shift)) => {
+                    given.push(ReservedStart { at, shift, ..start.clone() })
+                }
+                Ok(NextStart::NotBefore(at)) if at <= self.now().plus(LOCAL_WAIT) => {
+                    refused = Some((at, limit.rate_reason()));
+                }
+                Ok(NextStart::NotBefore(_)) | Err(Unanswered::BadRecord) => continue,
+                Err(unanswered) => return Err(unanswered),
+            }
+            kept.push(start);
+        }
+        // A task that waits once more asks for all of them again.
+        state.reserved = if refused.is_some() { kept } else { given };
+        Ok(refused)
     }
 
     async fn next_start(&self, limit: &AppliedLimit, terms: Terms) -> Result<NextStart, Unanswered> {
@@ -250,6 +288,25 @@ impl WorkerContext {
             self.release_if_free(wait).await;
         }
         parked
+    }
+
+    /// Returns the settlement of a task that leaves without a slot. If it would be handed back by a worker that goes on, and has
+    /// reserved starts, it is parked instead: a delivery that comes again would have lost them.
+    pub(super) async fn leave_without_slot(
+        &self,
+        envelope: &Envelope,
+        settlement: Settlement,
+        state: Option<&LimitState>,
+    ) -> Settlement {
+        let reserved = state.map(|state| &*state.reserved).unwrap_or_default();
+        let last = reserved.iter().max_by_key(|start| start.at);
+        let goes_on = !self.stages.is_draining() && self.app.0.trust.can_sign();
+        let Some(last) = last.filter(|_| goes_on && settlement == Settlement::HandBack) else {
+            return settlement;
+        };
+        let subject = last.bucket.strip_prefix("rate/").unwrap_or_default();
+        let refusal = Refusal::new(WaitReason::new("rate", subject), Some(last.at));
+        self.park(envelope, &refusal.with_reserved(reserved.to_vec())).await.unwrap_or(settlement)
     }
 
     /// Releases a parked task if a place is free. A place that was freed between the refusal of a task and its parking has

@@ -13,7 +13,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::server_calls::{ServerCalls, Unanswered};
+use super::{
+    parking::LOCAL_WAIT,
+    server_calls::{ServerCalls, Unanswered},
+};
 use crate::{
     affinity::with_base,
     backend::Committed,
@@ -22,7 +25,7 @@ use crate::{
     id::{QueueName, RecordId, RunId, TaskName},
     limit::{
         Limit, LimitTarget,
-        bucket::{ReserveDecision, Starts, Terms, reserve, shift},
+        bucket::{LateDecision, ReserveDecision, Starts, Terms, reserve, shift, start_late},
     },
     record::Facts,
 };
@@ -63,6 +66,8 @@ struct StartPool {
     /// Number of starts of the next reservation.
     block: u32,
     reserved_at: Option<Instant>,
+    /// Time from which the next task asks again whose start has lapsed.
+    late_turn: Option<Timestamp>,
     /// Record of the bucket, as it was last known, and when.
     known: Facts,
     known_at: Option<Instant>,
@@ -256,6 +261,54 @@ impl Limits {
         })
     }
 
+    /// Requests a start now for a task whose start was reserved for `lapsed`. One that may not start yet is told when to ask
+    /// again. Those of this process ask one after the other, within `LOCAL_WAIT`; a later time is not kept for the task.
+    ///
+    /// # Cancel safety
+    /// A dropped future may push the bucket back by a start that nobody uses.
+    pub(super) async fn start_late(
+        &self,
+        id: &RecordId,
+        terms: Terms,
+        lapsed: Timestamp,
+        calls: &ServerCalls,
+        clock: &Clock,
+    ) -> Result<NextStart, Unanswered> {
+        let bucket = self.bucket(id);
+        let mut pool = bucket.pool.lock().await;
+        self.usable(id)?;
+        let by = RunId::fresh();
+        let mut attempted = None;
+        loop {
+            let now = clock.now();
+            match start_late(&pool.known, id, terms, lapsed, by.as_str(), now) {
+                LateDecision::NotBefore(next) => {
+                    let turn = pool.late_turn.map_or(next, |turn| turn.max(next));
+                    if turn <= now.plus(LOCAL_WAIT) {
+                        pool.late_turn = Some(turn.plus(terms.step_time()));
+                    }
+                    return Ok(NextStart::NotBefore(turn));
+                }
+                // INVARIANT: nothing is made that was not attempted.
+                LateDecision::Made => return Ok(attempted.expect("an attempt")),
+                LateDecision::Commit(commit, shift) => {
+                    let start = NextStart::Reserved(now, shift);
+                    attempted = Some(start);
+                    let written = commit.facts.iter().cloned().collect();
+                    let committed = calls.commit(*commit).await;
+                    pool.known_at = Some(Instant::now());
+                    match self.noted(id, committed)? {
+                        Committed::Done { .. } => {
+                            pool.known = written;
+                            return Ok(start);
+                        }
+                        Committed::Refused(facts) => pool.known = facts,
+                    }
+                }
+            }
+        }
+    }
+
     /// Returns the time by which a bucket has been pushed back, in microseconds, as it was at most 100 ms ago.
     pub(super) async fn shift(&self, id: &RecordId, calls: &ServerCalls) -> Result<i64, Unanswered> {
         let bucket = self.bucket(id);
@@ -289,6 +342,11 @@ impl StartPool {
         let mut attempted = None;
         loop {
             match reserve(&self.known, id, terms, number, by.as_str(), clock.now()) {
+                ReserveDecision::Full(_) if self.known_at.is_none_or(|at| at.elapsed() >= LAPSED_AFTER) => {
+                    // Somebody may have reset it meanwhile.
+                    self.known = calls.read_record(id).await?;
+                    self.known_at = Some(Instant::now());
+                }
                 ReserveDecision::Full(at) => return Ok(Err(at)),
                 // INVARIANT: nothing is made that was not attempted.
                 ReserveDecision::Made => return Ok(Ok(attempted.expect("an attempt"))),

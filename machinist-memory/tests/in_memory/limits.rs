@@ -23,6 +23,8 @@ use tokio::time::{Instant, sleep};
 /// Runs for so many milliseconds under a key.
 const CALL: TaskDef<(String, u64), ()> = TaskDef::new("call");
 const OTHER: TaskDef<(), ()> = TaskDef::new("other");
+/// Runs for so many milliseconds, without a limit.
+const SLOW: TaskDef<(u64,), ()> = TaskDef::new("slow");
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -61,6 +63,11 @@ async fn call(key: String, millis: u64, State(seen): State<Seen>) -> Result<(), 
     seen.begin(&key);
     sleep(Duration::from_millis(millis)).await;
     seen.end(&key);
+    Ok(())
+}
+
+async fn slow(millis: u64) -> Result<(), TaskError> {
+    sleep(Duration::from_millis(millis)).await;
     Ok(())
 }
 
@@ -177,6 +184,53 @@ async fn a_high_rate_is_used_and_never_exceeded() {
     for worker in workers {
         assert!(worker.stop().await.is_clean());
     }
+}
+
+/// Slow tasks hold every slot, and more of them wait in the queue. So tasks with a rate come late for the starts that they
+/// have reserved.
+#[tokio::test(start_paused = true)]
+async fn a_limited_backlog_does_not_stand_still_behind_slow_tasks() {
+    let servers = servers().await;
+    let worker = Worker::builder(&servers.app)
+        .concurrency(4)
+        .state(servers.seen.clone())
+        .task(CALL, call)
+        .task(SLOW, slow)
+        .options("call", TaskOptions::new().limit(rate("2/s")));
+    let worker = Running::start(worker);
+    let mut tasks = Vec::new();
+    for _ in 0..60 {
+        tasks.push(servers.send("a", 0).await);
+    }
+    let load = async {
+        for number in 0.. {
+            while servers.ready().await > 12 {
+                sleep(Duration::from_millis(50)).await;
+            }
+            servers.app.client().send(SLOW.call((700 + number * 137 % 600,))).await.unwrap();
+        }
+    };
+    let all = async {
+        for task in &tasks {
+            task.wait(2 * MINUTE).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = load => {}
+        () = all => {}
+    }
+    let (_, mut starts) = servers.seen.of("a");
+    starts.sort_unstable();
+    let whole = starts[59] - starts[0];
+    // Half a minute would be the whole rate, with a slot for each start at its time.
+    assert!(whole < Duration::from_secs(100), "{whole:?}");
+    for (first, from) in starts.iter().enumerate() {
+        for (last, to) in starts.iter().enumerate().skip(first) {
+            let most = 2.0 * ((*to - *from).as_secs_f64() + 0.6) + 3.0;
+            assert!((last - first + 1) as f64 <= most, "{} in {:?}", last - first + 1, *to - *from);
+        }
+    }
+    worker.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
