@@ -44,7 +44,7 @@ impl Terms {
     }
 
     /// Time between two tasks, in microseconds.
-    fn step(self) -> i64 {
+    pub(crate) fn step(self) -> i64 {
         micros_of(self.step_nanos(), 1)
     }
 
@@ -182,7 +182,8 @@ pub(crate) enum LateDecision {
     NotBefore(Timestamp),
 }
 
-/// Decides how a task may start now whose start was reserved for `lapsed`, a while ago.
+/// Decides how a task may start now whose start was reserved for `lapsed`, a while ago; `None` if it was reserved under a
+/// faster rate.
 ///
 /// All later starts are pushed back by as much as is needed to keep their distance from this one, so the rate holds for all
 /// of them together. Such starts come one by one, at the rate. Nothing is reserved ahead for them: a task that is late again
@@ -191,7 +192,7 @@ pub(crate) fn start_late(
     facts: &Facts,
     bucket: &RecordId,
     terms: Terms,
-    lapsed: Timestamp,
+    lapsed: Option<Timestamp>,
     by: &str,
     now: Timestamp,
 ) -> LateDecision {
@@ -205,8 +206,9 @@ pub(crate) fn start_late(
         return LateDecision::NotBefore(next);
     }
     let (step, now_micros) = (terms.step(), now.as_micros());
-    // The time of its own start is free.
-    let more = step.min(now_micros.saturating_sub(lapsed.as_micros())).max(0);
+    // The time of its own start is free, if it is one of this rate.
+    let own = lapsed.map_or(step, |lapsed| now_micros.saturating_sub(lapsed.as_micros()));
+    let more = step.min(own).max(0);
     let shift = shift.saturating_add(more);
     let next = now_micros.saturating_add(step);
     let moved = Reserved {
@@ -474,7 +476,7 @@ mod tests {
                     all.push((now.as_micros() - NOW.as_micros()) / 1000);
                     continue;
                 }
-                Some((at, _)) => match start_late(&facts, &bucket(), terms, at, &by, now) {
+                Some((at, _)) => match start_late(&facts, &bucket(), terms, Some(at), &by, now) {
                     LateDecision::Commit(commit, _) => {
                         assert!(commit.apply(&mut facts));
                         all.push((now.as_micros() - NOW.as_micros()) / 1000);
@@ -522,7 +524,7 @@ mod tests {
         let five = terms(5, 1, 1);
         assert_eq!(starts(&mut facts, five, 3, NOW), [0, 200, 400]);
         let late = |facts: &Facts, by, millis| {
-            start_late(facts, &bucket(), five, NOW, by, NOW.plus(Duration::from_millis(millis)))
+            start_late(facts, &bucket(), five, Some(NOW), by, NOW.plus(Duration::from_millis(millis)))
         };
         let LateDecision::Commit(commit, moved) = late(&facts, "a", 1000) else { panic!("not late") };
         assert!(commit.apply(&mut facts));

@@ -179,9 +179,9 @@ impl WorkerContext {
             start.at = start.at.plus(Duration::from_micros(more));
             start.shift = shift;
         }
-        let latest = state.reserved.iter().map(|start| start.at).max();
-        if latest.is_some_and(|at| at.plus(LATE) < self.now())
-            && let Some(refused) = self.start_late(&rates, state).await?
+        let (latest, now) = (state.reserved.iter().map(|start| start.at).max(), self.now());
+        if let Some(latest) = latest.filter(|latest| *latest <= now)
+            && let Some(refused) = self.start_late(&rates, state, latest.plus(LATE) < now).await?
         {
             return Ok(Some(refused));
         }
@@ -193,7 +193,8 @@ impl WorkerContext {
                 Some(at) => at,
                 None => match self.next_start(limit, terms).await {
                     Ok(NextStart::Reserved(at, shift)) => {
-                        state.reserved.push(ReservedStart { bucket: bucket.id().to_owned(), at, shift });
+                        let (bucket, step) = (bucket.id().to_owned(), Some(terms.step()));
+                        state.reserved.push(ReservedStart { bucket, at, shift, step });
                         at
                     }
                     Ok(NextStart::NotBefore(at)) => at,
@@ -208,12 +209,14 @@ impl WorkerContext {
         Ok(latest)
     }
 
-    /// Requests starts now for a task whose reserved starts have lapsed. One that it cannot have soon is forgotten: another
-    /// is reserved. Returns the time at which the task asks again, if that is soon, and the reason.
+    /// Requests starts now for a task whose reserved starts have lapsed: all of them if it is late, otherwise those that were
+    /// reserved under a faster rate. One that it cannot have soon is forgotten: another is reserved. Returns the time at which
+    /// the task asks again, if that is soon, and the reason.
     async fn start_late(
         &self,
         rates: &[(&AppliedLimit, Terms)],
         state: &mut LimitState,
+        late: bool,
     ) -> Result<Option<(Timestamp, WaitReason)>, Unanswered> {
         let (mut given, mut kept) = (Vec::new(), Vec::new());
         let mut refused = None;
@@ -222,14 +225,18 @@ impl WorkerContext {
             else {
                 continue;
             };
-            if refused.is_some() {
+            let too_fast = start.step.is_some_and(|step| step < terms.step());
+            if refused.is_some() || !(late || too_fast) {
+                given.push(start.clone());
                 kept.push(start);
                 continue;
             }
-            let (bucket, clock) = (limit.bucket(), self.app.clock());
-            match self.limits.start_late(&bucket, *terms, start.at, &self.calls, clock).await {
+            let lapsed = (!too_fast).then_some(start.at);
+            match self.limits.start_late(&limit.bucket(), *terms, lapsed, &self.calls, self.app.clock()).await
+            {
                 Ok(NextStart::Reserved(at, shift)) => {
-                    given.push(ReservedStart { at, shift, ..start.clone() })
+                    let step = Some(terms.step());
+                    given.push(ReservedStart { at, shift, step, ..start.clone() });
                 }
                 Ok(NextStart::NotBefore(at)) if at <= self.now().plus(LOCAL_WAIT) => {
                     refused = Some((at, limit.rate_reason()));

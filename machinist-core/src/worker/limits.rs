@@ -261,7 +261,7 @@ impl Limits {
         })
     }
 
-    /// Requests a start now for a task whose start was reserved for `lapsed`. One that may not start yet is told when to ask
+    /// Requests a start now for a task whose start was reserved for `lapsed`, or under a faster rate. One that may not start yet is told when to ask
     /// again. Those of this process ask one after the other, within `LOCAL_WAIT`; a later time is not kept for the task.
     ///
     /// # Cancel safety
@@ -270,7 +270,7 @@ impl Limits {
         &self,
         id: &RecordId,
         terms: Terms,
-        lapsed: Timestamp,
+        lapsed: Option<Timestamp>,
         calls: &ServerCalls,
         clock: &Clock,
     ) -> Result<NextStart, Unanswered> {

@@ -234,6 +234,24 @@ async fn a_limited_backlog_does_not_stand_still_behind_slow_tasks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn starts_that_are_reserved_under_a_faster_rate_wait_for_a_lower_one() {
+    let servers = servers().await;
+    let worker = servers.worker(&by_key(rate("10/s")));
+    for _ in 0..100 {
+        servers.send("a", 0).await;
+    }
+    sleep(Duration::from_secs(1)).await;
+    let target = LimitTarget::parse("task:call").unwrap();
+    servers.app.client().set_limit(&target, &by_key(rate("1/s"))).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let before = servers.seen.of("a").1.len();
+    sleep(Duration::from_secs(20)).await;
+    let then = servers.seen.of("a").1.len() - before;
+    assert!((18..=23).contains(&then), "{then} in twenty seconds");
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_key_has_its_own_rate_and_a_task_may_count_for_several() {
     let servers = servers().await;
     let worker = servers.worker(&by_key(rate("10/s").cost(5).burst(5)));
