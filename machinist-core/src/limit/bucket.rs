@@ -26,6 +26,9 @@ const KEPT: Duration = Duration::from_secs(60);
 /// Maximum time by which a bucket is pushed back.
 pub(crate) const MAX_PUSH: Duration = Duration::from_secs(24 * 3600);
 
+/// Time ahead up to which starts stay reserved when the others are forgotten: tasks wait for them in processes.
+pub(crate) const SOON: Duration = Duration::from_secs(5);
+
 /// Numbers of a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Terms {
@@ -276,6 +279,24 @@ fn replaced(facts: &Facts, bucket: &RecordId, by: &Reserved, now: Timestamp) -> 
     commit.facts = vec![(RESERVED.into(), json(by))];
     commit.expiry = Expiry::After(by.at.since(now) + KEPT);
     commit
+}
+
+/// Decides how to forget the starts of a bucket that are reserved further ahead than [`SOON`]; `None` if there are none. Nothing
+/// starts before the time to which the bucket was pushed back.
+pub(crate) fn forget_later(
+    facts: &Facts,
+    bucket: &RecordId,
+    terms: Terms,
+    by: &str,
+    now: Timestamp,
+) -> Option<Commit> {
+    let known = facts.read::<Reserved>(RESERVED).filter(|known| known.by != by)?;
+    // The first start after that time, and no burst.
+    let pushed = known.pushed.filter(|pushed| *pushed > now).map_or(0, |pushed| {
+        pushed.as_micros().saturating_add(terms.tolerance()).saturating_sub(terms.step())
+    });
+    let at = Timestamp::from_micros(pushed.max(now.plus(SOON).as_micros()));
+    (known.at > at).then(|| replaced(facts, bucket, &Reserved { at, by: by.to_owned(), ..known }, now))
 }
 
 /// Creates the commit that forgets the reservations of a bucket.
@@ -568,6 +589,25 @@ mod tests {
         let pushed = push_back(&facts, &bucket(), five, longer, "r", asked).unwrap();
         assert!(pushed.apply(&mut facts));
         assert_eq!(shift(&facts), 39_900_000);
+    }
+
+    #[test]
+    fn starts_are_forgotten_that_no_process_waits_for() {
+        let mut facts = Facts::new();
+        let one = terms(1, 1, 1);
+        assert_eq!(forget_later(&facts, &bucket(), one, "f", NOW), None);
+        assert_eq!(starts(&mut facts, one, 5, NOW).len(), 5);
+        assert_eq!(forget_later(&facts, &bucket(), one, "f", NOW), None, "they come soon");
+        assert_eq!(starts(&mut facts, one, 100, NOW).len(), 100);
+        assert!(forget_later(&facts, &bucket(), one, "f", NOW).unwrap().apply(&mut facts));
+        assert_eq!(forget_later(&facts, &bucket(), one, "f", NOW), None);
+        assert_eq!(starts(&mut facts, one, 2, NOW), [5000, 6000]);
+        let until = NOW.plus(Duration::from_secs(30));
+        assert!(push_back(&facts, &bucket(), one, until, "p", NOW).unwrap().apply(&mut facts));
+        assert_eq!(starts(&mut facts, one, 100, NOW).len(), 100);
+        assert!(forget_later(&facts, &bucket(), one, "f", NOW).unwrap().apply(&mut facts));
+        assert_eq!(starts(&mut facts, one, 1, NOW), [30_000]);
+        assert_eq!(shift(&facts), 30_000_000);
     }
 
     #[test]

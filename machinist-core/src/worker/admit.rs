@@ -43,6 +43,8 @@ const PLACE_POLLS: (Duration, Duration) = (Duration::from_millis(100), Duration:
 const COMPARED_WITHIN: Duration = Duration::from_secs(5);
 /// Wait of a task whose limit has a record that cannot be used: a person has to remove what is there.
 const UNUSABLE_DELAY: Duration = Duration::from_secs(60);
+/// Maximum wait of a task whose limit is zero. Nobody releases it if the limit is raised in a configuration, or has keys.
+const PAUSED_DELAY: Duration = Duration::from_secs(60);
 
 /// Knowledge of a delivery about its limits.
 #[derive(Debug, Default)]
@@ -93,7 +95,8 @@ impl WorkerContext {
         let limits = self.limits_of(envelope);
         if let Some(paused) = limits.iter().find(|limit| limit.limit.is_paused()) {
             state.wait = None;
-            return Ok(Admitted::No(Refusal::new(paused.paused_reason(), None)));
+            let refusal = Refusal::new(paused.paused_reason(), None).within(PAUSED_DELAY);
+            return Ok(Admitted::No(refusal));
         }
         for limit in &limits {
             let Some(max) = limit.limit.max_running else { continue };

@@ -25,7 +25,7 @@ use crate::{
     id::{QueueName, RecordId, RunId, TaskName},
     limit::{
         Limit, LimitTarget,
-        bucket::{LateDecision, ReserveDecision, Starts, Terms, reserve, shift, start_late},
+        bucket::{LateDecision, ReserveDecision, SOON, Starts, Terms, reserve, shift, start_late},
     },
     record::Facts,
 };
@@ -36,6 +36,9 @@ const LAPSED_AFTER: Duration = Duration::from_millis(100);
 const MANY_BUCKETS: usize = 4096;
 /// Time for which a record that could not be used is not asked for again: each request keeps a slot for a second.
 const UNUSABLE_FOR: Duration = Duration::from_secs(10);
+
+const _: () =
+    assert!(LOCAL_WAIT.as_millis() <= SOON.as_millis(), "starts for which tasks wait here are kept");
 
 /// Limits of a worker.
 #[derive(Debug, Default)]

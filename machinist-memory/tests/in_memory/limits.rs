@@ -618,6 +618,72 @@ async fn a_limit_is_set_and_reset_while_workers_run() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn tasks_that_a_limit_of_zero_has_parked_start_when_it_is_raised() {
+    for (zero, raised, reason, within) in [
+        (Limit::new().max_running(0), Limit::new().max_running(4), "max_running:task:call", 3),
+        (rate("0/s"), rate("10/s"), "rate:task:call", 8),
+        (by_key(rate("0/s")), by_key(rate("10/s")), "rate:task:call:a", 65),
+    ] {
+        let servers = servers().await;
+        let worker = servers.worker(&Limit::new().max_running(3));
+        let client = servers.app.client();
+        let target = LimitTarget::parse("task:call").unwrap();
+        client.set_limit(&target, &zero).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        let task = servers.send("a", 0).await;
+        waits_for(&task, reason).await;
+        // By now it would stay away for a quarter of an hour.
+        sleep(Duration::from_secs(1000)).await;
+        waits_for(&task, reason).await;
+        let asked = Instant::now();
+        client.set_limit(&target, &raised).await.unwrap();
+        task.wait(HOUR).await.unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(within), "{reason}: {:?}", asked.elapsed());
+        assert!(worker.stop().await.is_clean());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_raised_limit_lets_parked_tasks_start_at_once() {
+    let target = LimitTarget::parse("task:call").unwrap();
+    let servers = servers().await;
+    let worker = servers.worker(&rate("1/m"));
+    let client = servers.app.client();
+    let mut tasks = Vec::new();
+    for _ in 0..70 {
+        tasks.push(servers.send("a", 0).await);
+    }
+    waits_for(&tasks[69], "rate:task:call").await;
+    let asked = Instant::now();
+    client.set_limit(&target, &rate("100/s")).await.unwrap();
+    tasks.push(servers.send("a", 0).await);
+    for task in &tasks {
+        task.wait(HOUR).await.unwrap();
+    }
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+
+    client.set_limit(&target, &Limit::new().max_running(1)).await.unwrap();
+    let long: Vec<_> = ["b", "c", "d"].map(|key| servers.send(key, 100_000)).into_iter().collect();
+    let long = futures_util::future::join_all(long).await;
+    let running = || async { servers.app.client().runs_under_limit(&target, None).await.unwrap().len() };
+    while running().await == 0 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let asked = Instant::now();
+    // Some are parked by now.
+    sleep(Duration::from_secs(7)).await;
+    client.set_limit(&target, &Limit::new().max_running(3)).await.unwrap();
+    while running().await < 3 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(asked.elapsed() < Duration::from_secs(9), "{:?}", asked.elapsed());
+    for task in &long {
+        task.wait(HOUR).await.unwrap();
+    }
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
 async fn two_configurations_of_one_limit_count_together_each_by_its_own_numbers_and_a_live_one_wins() {
     let servers = servers().await;
     let workers = [
