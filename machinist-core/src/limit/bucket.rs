@@ -117,9 +117,15 @@ impl Starts {
         None
     }
 
-    /// Returns `true` if no start is left.
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.left == 0
+    /// Returns `true` if no start is left that has not lapsed.
+    pub(crate) fn are_over(&self, now: Timestamp, late: Duration) -> bool {
+        self.last().is_none_or(|at| at.saturating_add(micros(late)) < now.as_micros())
+    }
+
+    /// Time of the last start that is left.
+    fn last(self) -> Option<i64> {
+        let number = self.taken + self.left.checked_sub(1)?;
+        Some(self.first.saturating_add(micros_of(self.step_nanos, number.into())).max(self.since))
     }
 }
 
@@ -469,7 +475,7 @@ mod tests {
         let later = NOW.plus(Duration::from_millis(55));
         assert_eq!(starts.take(later, Duration::from_millis(10)), Some(NOW.plus(Duration::from_millis(50))));
         assert_eq!(starts.take(NOW.plus(Duration::from_secs(1)), Duration::from_millis(10)), None);
-        assert!(starts.is_empty());
+        assert!(starts.are_over(NOW, Duration::ZERO), "none is left");
     }
 
     /// Lets tasks start that come back up to 3 s after their time, and those that wait up to 1 s. Returns the starts, in

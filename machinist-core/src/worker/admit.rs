@@ -255,12 +255,7 @@ impl WorkerContext {
     }
 
     async fn next_start(&self, limit: &AppliedLimit, terms: Terms) -> Result<NextStart, Unanswered> {
-        let (bucket, clock) = (limit.bucket(), self.app.clock());
-        if limit.has_own_cost() {
-            self.limits.start_at_cost(&bucket, terms, &self.calls, clock).await
-        } else {
-            self.limits.next_start(&bucket, terms, &self.calls, clock).await
-        }
+        self.limits.next_start(&limit.bucket(), terms, &self.calls, self.app.clock()).await
     }
 
     /// Waits until a refused task may ask again. Returns its settlement if it waits elsewhere.

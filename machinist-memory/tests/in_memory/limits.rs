@@ -298,6 +298,27 @@ async fn a_sender_chooses_for_how_many_starts_its_task_counts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cost_of_the_sender_does_not_write_the_bucket_for_each_start() {
+    let servers = servers().await;
+    let worker = Running::start(servers.builder(rate("2000/s")).concurrency(50));
+    let client = servers.app.client();
+    let mut tasks = Vec::new();
+    for _ in 0..300 {
+        tasks.push(client.send(CALL.call(("a".to_owned(), 0)).limit_cost(2)).await.unwrap());
+    }
+    let began = Instant::now();
+    let bucket = [RecordId::new(RecordKind::Limit, "rate/task:call")];
+    let mut seen = std::collections::BTreeSet::new();
+    while servers.seen.of("a").1.len() < 300 {
+        let facts = servers.backend.read(&bucket).await.unwrap().pop().unwrap();
+        seen.extend(facts.iter().map(|(_, reserved)| reserved.clone()));
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert!(seen.len() < 20, "{} writes in {:?}", seen.len(), began.elapsed());
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_of_the_sender_goes_before_that_of_the_arguments() {
     let servers = servers().await;
     let worker = servers.worker(&by_key(Limit::new().max_running(1)));
