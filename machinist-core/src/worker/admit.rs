@@ -25,7 +25,7 @@ use crate::{
     id::{RecordId, RunId},
     limit::{
         AppliedLimit, KEY_HASH, Limit,
-        bucket::{Terms, push_back},
+        bucket::{SOON, Terms, push_back},
         hidden_key,
         places::places,
         stored_key,
@@ -45,6 +45,9 @@ const COMPARED_WITHIN: Duration = Duration::from_secs(5);
 const UNUSABLE_DELAY: Duration = Duration::from_secs(60);
 /// Maximum wait of a task whose limit is zero. Nobody releases it if the limit is raised in a configuration, or has keys.
 const PAUSED_DELAY: Duration = Duration::from_secs(60);
+
+const _: () =
+    assert!(LOCAL_WAIT.as_millis() <= SOON.as_millis(), "starts for which tasks wait here are kept");
 
 /// Knowledge of a delivery about its limits.
 #[derive(Debug, Default)]

@@ -13,10 +13,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{
-    parking::LOCAL_WAIT,
-    server_calls::{ServerCalls, Unanswered},
-};
+use super::server_calls::{ServerCalls, Unanswered};
 use crate::{
     affinity::with_base,
     backend::Committed,
@@ -36,9 +33,6 @@ const LAPSED_AFTER: Duration = Duration::from_millis(100);
 const MANY_BUCKETS: usize = 4096;
 /// Time for which a record that could not be used is not asked for again: each request keeps a slot for a second.
 const UNUSABLE_FOR: Duration = Duration::from_secs(10);
-
-const _: () =
-    assert!(LOCAL_WAIT.as_millis() <= SOON.as_millis(), "starts for which tasks wait here are kept");
 
 /// Limits of a worker.
 #[derive(Debug, Default)]
@@ -246,7 +240,7 @@ impl Limits {
     }
 
     /// Requests a start now for a task whose start was reserved for `lapsed`; `None` if it was reserved under a faster rate. One
-    /// that may not start yet is told when to ask again. Those of this process ask one after the other, within [`LOCAL_WAIT`];
+    /// that may not start yet is told when to ask again. Those of this process ask one after the other, within [`SOON`];
     /// a later time is not kept for the task.
     ///
     /// # Cancel safety
@@ -269,7 +263,7 @@ impl Limits {
             match start_late(&pool.known, id, terms, lapsed, by.as_str(), now) {
                 LateDecision::NotBefore(next) => {
                     let turn = pool.late_turn.map_or(next, |turn| turn.max(next));
-                    if turn <= now.plus(LOCAL_WAIT) {
+                    if turn <= now.plus(SOON) {
                         pool.late_turn = Some(turn.plus(terms.step_time()));
                     }
                     return Ok(NextStart::NotBefore(turn));
