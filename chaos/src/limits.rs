@@ -34,9 +34,9 @@ const STARTS_PER_SECOND: u32 = 20;
 const BURST: u32 = 5;
 /// Key under which the tasks with a rate tell the ledger about their runs.
 const RATED_KEY: &str = "rated";
-/// Time by which a start may come too soon after the ones before it, as docs/limits.md states: those may start up to 500 ms after
-/// their time, and a block of 100 ms may be used late.
-const TOLERANCE_US: i64 = 600_000;
+/// Time by which a start may come too soon after the ones before it, as docs/limits.md states: 600 ms, and two starts
+/// of 50 ms each.
+const TOLERANCE_US: i64 = 700_000;
 /// Share of the rate that is used while tasks wait. A short run, with as many kills, only shows it.
 const USED: f64 = 0.95;
 /// Time for which no task of a key runs while some wait. The sessions of killed workers expire first, and what is parked looks

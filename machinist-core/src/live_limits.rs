@@ -12,11 +12,11 @@ use crate::{
     control::ControlError,
     error::{ResultError, SendError},
     fleet::WorkerFilter,
-    id::TaskId,
+    id::{RunId, TaskId},
     left_out::left_out,
     limit::{
         AppliedLimit, KEY_HASH, Limit, LimitTarget,
-        bucket::{next_start, reset},
+        bucket::{forget_later, next_start, reset},
         hidden_key, live_limits,
         places::places,
         remove_limit, set_limit, stored_key,
@@ -29,6 +29,8 @@ use crate::{
 const COUNTED: usize = 1000;
 /// Time between two tasks that are released after a reset: at most a thousand each second.
 const RELEASE_PACE: Duration = Duration::from_millis(1);
+/// Time within which workers know a limit that was set live.
+const KNOWN_WITHIN: Duration = Duration::from_secs(1);
 /// Source of a limit that a person has set.
 const LIVE: &str = "live";
 
@@ -98,16 +100,20 @@ impl Client {
     }
 
     /// Sets a limit for all workers, in place of what their code and configuration say. Workers know it within a second, and
-    /// those that miss the wake-up with their next renewal. What runs goes on, and tasks that already know the time of their
-    /// start keep it.
+    /// those that miss the wake-up with their next renewal. What runs goes on.
+    ///
+    /// After that second, unless the limit is zero, the starts that are reserved more than a few seconds ahead are forgotten, and
+    /// the parked tasks are released, at most a thousand each second: they start as the new limit says. The parked tasks of
+    /// single keys come back by themselves.
     ///
     /// The limit is signed. A backend that loses its data forgets it.
     ///
     /// # Errors
-    /// [`ControlError`]: the limit contradicts itself, cannot be signed, or cannot be stored.
+    /// [`ControlError`]: the limit contradicts itself, cannot be signed, or cannot be stored, or the tasks cannot be released.
+    /// Asking again is fine.
     ///
     /// # Cancel safety
-    /// A dropped future leaves the limit set or not.
+    /// A dropped future leaves the limit set or not, and each task released or not.
     pub async fn set_limit(&self, target: &LimitTarget, limit: &Limit) -> Result<(), ControlError> {
         let wrong = |why: String| SendError::Invalid(format!("the limit of {target}: {why}"));
         limit.check().map_err(wrong)?;
@@ -116,10 +122,41 @@ impl Client {
             let now = self.app.clock().now();
             let commit = set_limit(target, limit, &known, &self.app.0.trust, now).map_err(wrong)?;
             match self.commit(commit).await? {
-                Committed::Done { .. } => return Ok(()),
+                Committed::Done { .. } => break,
                 Committed::Refused(newer) => known = newer,
             }
         }
+        if limit.is_paused() {
+            return Ok(());
+        }
+        // A task that comes back earlier would find the limit that was before.
+        tokio::time::sleep(KNOWN_WITHIN).await;
+        let applied = self.applied(target, limit.clone(), None);
+        self.forget_later_starts(&applied).await?;
+        self.release_limited(&applied).await.map(drop)
+    }
+
+    /// Forgets the starts of a limit that are reserved more than a few seconds ahead.
+    async fn forget_later_starts(&self, applied: &AppliedLimit) -> Result<(), ControlError> {
+        let Some(terms) = applied.terms() else { return Ok(()) };
+        let (bucket, by) = (applied.bucket(), RunId::fresh());
+        let mut facts = self.read(bucket.clone()).await?;
+        while let Some(commit) = forget_later(&facts, &bucket, terms, by.as_str(), self.app.clock().now()) {
+            match self.commit(commit).await? {
+                Committed::Done { .. } => break,
+                Committed::Refused(newer) => facts = newer,
+            }
+        }
+        Ok(())
+    }
+
+    /// Releases the tasks that are parked for a limit. Returns their number.
+    async fn release_limited(&self, applied: &AppliedLimit) -> Result<usize, ControlError> {
+        let mut released = 0;
+        for reason in [applied.rate_reason(), applied.places_reason()] {
+            released += self.release_parked(&reason, RELEASE_PACE).await?;
+        }
+        Ok(released)
     }
 
     /// Removes a limit that was set live, so that those of the workers hold again; forgets the starts that are reserved
@@ -135,11 +172,7 @@ impl Client {
         self.commit(remove_limit(target)).await?;
         let applied = self.applied(target, Limit::new(), key);
         self.commit(reset(&applied.bucket())).await?;
-        let mut released = 0;
-        for reason in [applied.rate_reason(), applied.places_reason()] {
-            released += self.release_parked(&reason, RELEASE_PACE).await?;
-        }
-        Ok(released)
+        self.release_limited(&applied).await
     }
 
     /// Returns the reasons for which tasks are parked under the known limits, without those of single keys.

@@ -26,6 +26,9 @@ const KEPT: Duration = Duration::from_secs(60);
 /// Maximum time by which a bucket is pushed back.
 pub(crate) const MAX_PUSH: Duration = Duration::from_secs(24 * 3600);
 
+/// Time ahead up to which starts stay reserved when the others are forgotten: tasks wait for them in processes.
+pub(crate) const SOON: Duration = Duration::from_secs(5);
+
 /// Numbers of a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Terms {
@@ -38,19 +41,29 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
+    /// Time between two tasks, in nanoseconds: a microsecond is long at a high rate.
+    fn step_nanos(self) -> u64 {
+        nanos(self.interval).saturating_mul(self.cost).max(1)
+    }
+
+    /// Time between two tasks, in microseconds.
+    pub(crate) fn step(self) -> i64 {
+        micros_of(self.step_nanos(), 1)
+    }
+
     /// Time between two tasks.
-    fn step(self) -> i64 {
-        micros(self.interval).saturating_mul(i64::try_from(self.cost).unwrap_or(i64::MAX)).max(1)
+    pub(crate) fn step_time(self) -> Duration {
+        Duration::from_nanos(self.step_nanos())
     }
 
     /// Time that a burst is worth.
     fn tolerance(self) -> i64 {
-        micros(self.interval).saturating_mul(i64::try_from(self.burst).unwrap_or(i64::MAX))
+        micros_of(nanos(self.interval), self.burst)
     }
 
     /// Maximum number of starts that a worker reserves without tasks for them.
     pub(crate) fn block(self) -> u32 {
-        u32::try_from(micros(BLOCK) / self.step()).unwrap_or(u32::MAX).max(1)
+        u32::try_from(nanos(BLOCK) / self.step_nanos()).unwrap_or(u32::MAX).max(1)
     }
 }
 
@@ -66,6 +79,9 @@ struct Reserved {
     /// Time before which nothing starts, because the bucket was pushed back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pushed: Option<Timestamp>,
+    /// Time before which no task starts whose reserved start has lapsed, because another one has just done so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    late: Option<Timestamp>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -78,7 +94,8 @@ fn is_zero(number: &i64) -> bool {
 pub(crate) struct Starts {
     /// Time of the first one, perhaps in the past.
     first: i64,
-    step: i64,
+    step_nanos: u64,
+    taken: u32,
     left: u32,
     /// Time of the reservation: no start is earlier.
     since: i64,
@@ -90,9 +107,9 @@ impl Starts {
     /// Takes the next start. Starts whose time is over by more than `late` have lapsed.
     pub(crate) fn take(&mut self, now: Timestamp, late: Duration) -> Option<Timestamp> {
         while self.left > 0 {
-            let at = self.first.max(self.since);
+            let at = self.first.saturating_add(micros_of(self.step_nanos, self.taken.into())).max(self.since);
             self.left -= 1;
-            self.first = self.first.saturating_add(self.step);
+            self.taken += 1;
             if at.saturating_add(micros(late)) >= now.as_micros() {
                 return Some(Timestamp::from_micros(at));
             }
@@ -100,9 +117,15 @@ impl Starts {
         None
     }
 
-    /// Returns `true` if no start is left.
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.left == 0
+    /// Returns `true` if no start is left that has not lapsed.
+    pub(crate) fn are_over(&self, now: Timestamp, late: Duration) -> bool {
+        self.last().is_none_or(|at| at.saturating_add(micros(late)) < now.as_micros())
+    }
+
+    /// Time of the last start that is left.
+    fn last(self) -> Option<i64> {
+        let number = self.taken + self.left.checked_sub(1)?;
+        Some(self.first.saturating_add(micros_of(self.step_nanos, number.into())).max(self.since))
     }
 }
 
@@ -133,7 +156,8 @@ pub(crate) fn reserve(
     let now_micros = now.as_micros();
     let furthest = now_micros.saturating_add(micros(HORIZON)).saturating_add(terms.tolerance());
     let reserved = known.as_ref().map_or(now_micros, |known| known.at.as_micros());
-    let (shift, pushed) = known.map_or((0, None), |known| (known.shift, known.pushed));
+    let (shift, pushed, late) =
+        known.map_or((0, None, None), |known| (known.shift, known.pushed, known.late));
     let pushed = pushed.filter(|pushed| *pushed > now);
     // Further ahead than anybody reserves: the backend's clock was set back.
     let slack = terms.step().saturating_mul(i64::from(u32::MAX)).min(micros(HORIZON));
@@ -148,10 +172,62 @@ pub(crate) fn reserve(
     // Never further ahead than the horizon.
     let fit = (now_micros + micros(HORIZON) - first) / step + 1;
     let left = number.min(u32::try_from(fit).unwrap_or(u32::MAX)).max(1);
-    let until = from.saturating_add(step.saturating_mul(i64::from(left)));
-    let moved = Reserved { at: Timestamp::from_micros(until), by: by.to_owned(), shift, pushed };
-    let starts = Starts { first, step, left, since: now_micros, shift };
+    let step_nanos = terms.step_nanos();
+    let until = from.saturating_add(micros_of(step_nanos, left.into()));
+    let late = late.filter(|late| *late > now);
+    let moved = Reserved { at: Timestamp::from_micros(until), by: by.to_owned(), shift, pushed, late };
+    let starts = Starts { first, step_nanos, taken: 0, left, since: now_micros, shift };
     ReserveDecision::Commit(Box::new(replaced(facts, bucket, &moved, now)), starts)
+}
+
+/// Decision about a task whose reserved start has lapsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LateDecision {
+    /// It starts now already; only the reply was lost.
+    Made,
+    /// Commit this: then the task may start now. The bucket has been pushed back by so many microseconds then.
+    Commit(Box<Commit>, i64),
+    /// It may not start before this time.
+    NotBefore(Timestamp),
+}
+
+/// Decides how a task may start now whose start was reserved for `lapsed`, a while ago; `None` if it was reserved under a
+/// faster rate.
+///
+/// All later starts are pushed back by as much as is needed to keep their distance from this one, so the rate holds for all
+/// of them together. Such starts come one by one, at the rate. Nothing is reserved ahead for them: a task that is late again
+/// takes nothing from the others.
+pub(crate) fn start_late(
+    facts: &Facts,
+    bucket: &RecordId,
+    terms: Terms,
+    lapsed: Option<Timestamp>,
+    by: &str,
+    now: Timestamp,
+) -> LateDecision {
+    let known = facts.read::<Reserved>(RESERVED);
+    if known.as_ref().is_some_and(|known| known.by == by) {
+        return LateDecision::Made;
+    }
+    let (reserved, shift, pushed, late) =
+        known.map_or((now, 0, None, None), |known| (known.at, known.shift, known.pushed, known.late));
+    if let Some(next) = pushed.max(late).filter(|next| *next > now) {
+        return LateDecision::NotBefore(next);
+    }
+    let (step, now_micros) = (terms.step(), now.as_micros());
+    // The time of its own start is free, if it is one of this rate.
+    let own = lapsed.map_or(step, |lapsed| now_micros.saturating_sub(lapsed.as_micros()));
+    let more = step.min(own).max(0);
+    let shift = shift.saturating_add(more);
+    let next = now_micros.saturating_add(step);
+    let moved = Reserved {
+        at: Timestamp::from_micros(reserved.as_micros().saturating_add(more).max(next)),
+        by: by.to_owned(),
+        shift,
+        pushed: None,
+        late: Some(Timestamp::from_micros(next)),
+    };
+    LateDecision::Commit(Box::new(replaced(facts, bucket, &moved, now)), shift)
 }
 
 /// Decides how to keep a whole bucket from starts before `until`; `None` if it is kept that long already. Starts that are
@@ -170,8 +246,8 @@ pub(crate) fn push_back(
     }
     let until = until.min(now.plus(MAX_PUSH)).as_micros();
     let now_micros = now.as_micros();
-    let (reserved, shift, pushed) = known.map_or((0, 0, 0), |known| {
-        (known.at.as_micros(), known.shift, known.pushed.map_or(0, Timestamp::as_micros))
+    let (reserved, shift, pushed, late) = known.map_or((0, 0, 0, None), |known| {
+        (known.at.as_micros(), known.shift, known.pushed.map_or(0, Timestamp::as_micros), known.late)
     });
     // Several tasks are told the same at once: each pushes only by what is missing.
     let more = until - pushed.max(now_micros);
@@ -186,6 +262,7 @@ pub(crate) fn push_back(
         by: by.to_owned(),
         shift: shift.saturating_add(more),
         pushed: Some(Timestamp::from_micros(until)),
+        late,
     };
     Some(replaced(facts, bucket, &moved, now))
 }
@@ -210,6 +287,24 @@ fn replaced(facts: &Facts, bucket: &RecordId, by: &Reserved, now: Timestamp) -> 
     commit
 }
 
+/// Decides how to forget the starts of a bucket that are reserved further ahead than [`SOON`]; `None` if there are none. Nothing
+/// starts before the time to which the bucket was pushed back.
+pub(crate) fn forget_later(
+    facts: &Facts,
+    bucket: &RecordId,
+    terms: Terms,
+    by: &str,
+    now: Timestamp,
+) -> Option<Commit> {
+    let known = facts.read::<Reserved>(RESERVED).filter(|known| known.by != by)?;
+    // The first start after that time, and no burst.
+    let pushed = known.pushed.filter(|pushed| *pushed > now).map_or(0, |pushed| {
+        pushed.as_micros().saturating_add(terms.tolerance()).saturating_sub(terms.step())
+    });
+    let at = Timestamp::from_micros(pushed.max(now.plus(SOON).as_micros()));
+    (known.at > at).then(|| replaced(facts, bucket, &Reserved { at, by: by.to_owned(), ..known }, now))
+}
+
 /// Creates the commit that forgets the reservations of a bucket.
 pub(crate) fn reset(bucket: &RecordId) -> Commit {
     let mut commit = Commit::new(bucket.clone());
@@ -228,10 +323,19 @@ fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Returns `number` times so many nanoseconds in microseconds, rounded up.
+fn micros_of(nanos: u64, number: u64) -> i64 {
+    i64::try_from(nanos.saturating_mul(number).div_ceil(1000)).unwrap_or(i64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::RecordKind;
+    use crate::{id::RecordKind, limit::Rate};
 
     const NOW: Timestamp = Timestamp::from_micros(1_000_000_000);
 
@@ -245,6 +349,10 @@ mod tests {
 
     /// Reserves starts, and returns their times in milliseconds from [`NOW`].
     fn starts(facts: &mut Facts, terms: Terms, number: u32, now: Timestamp) -> Vec<i64> {
+        starts_in_micros(facts, terms, number, now).into_iter().map(|at| at / 1000).collect()
+    }
+
+    fn starts_in_micros(facts: &mut Facts, terms: Terms, number: u32, now: Timestamp) -> Vec<i64> {
         let ReserveDecision::Commit(commit, mut starts) = reserve(facts, &bucket(), terms, number, "x", now)
         else {
             panic!("the bucket is full")
@@ -255,7 +363,7 @@ mod tests {
         facts.remove(RESERVED);
         facts.put(RESERVED, json(&by_another));
         std::iter::from_fn(|| starts.take(now, Duration::ZERO))
-            .map(|at| (at.as_micros() - NOW.as_micros()) / 1000)
+            .map(|at| at.as_micros() - NOW.as_micros())
             .collect()
     }
 
@@ -303,6 +411,25 @@ mod tests {
     }
 
     #[test]
+    fn a_very_high_rate_is_used_and_never_exceeded() {
+        for rate in [15_000, 300_000, 700_000, 1_000_000] {
+            let interval = Rate::per_second(rate).interval().unwrap();
+            let terms = Terms { interval, cost: 1, burst: 1 };
+            let mut facts = Facts::new();
+            let tenth = rate / 10;
+            let mut all = Vec::new();
+            for _ in 0..3 {
+                all.extend(starts_in_micros(&mut facts, terms, tenth, NOW));
+            }
+            let one_tenth_later =
+                all.windows(tenth as usize + 1).map(|window| window[tenth as usize] - window[0]);
+            let (least, most) = (one_tenth_later.clone().min().unwrap(), one_tenth_later.max().unwrap());
+            assert!(least >= 99_999, "{rate} and one more start in {least} µs");
+            assert!(most <= 100_100, "{rate}: only {tenth} starts in {most} µs");
+        }
+    }
+
+    #[test]
     fn one_of_two_reservations_at_once_is_refused_and_a_lost_reply_is_recognised() {
         let mut facts = Facts::new();
         let five = terms(5, 1, 1);
@@ -328,7 +455,8 @@ mod tests {
         let five = terms(5, 1, 1);
         let before = Timestamp::from_micros(NOW.as_micros() - 900_000_000);
         let mut facts = Facts::new();
-        let ahead = Reserved { at: before.plus(4 * HORIZON), by: "y".into(), shift: 0, pushed: None };
+        let ahead =
+            Reserved { at: before.plus(4 * HORIZON), by: "y".into(), shift: 0, pushed: None, late: None };
         facts.put(RESERVED, json(&ahead));
         assert!(
             matches!(reserve(&facts, &bucket(), five, 1, "x", before), ReserveDecision::Commit(_, starts) if starts.first == before.as_micros())
@@ -347,7 +475,92 @@ mod tests {
         let later = NOW.plus(Duration::from_millis(55));
         assert_eq!(starts.take(later, Duration::from_millis(10)), Some(NOW.plus(Duration::from_millis(50))));
         assert_eq!(starts.take(NOW.plus(Duration::from_secs(1)), Duration::from_millis(10)), None);
-        assert!(starts.is_empty());
+        assert!(starts.are_over(NOW, Duration::ZERO), "none is left");
+    }
+
+    /// Lets tasks start that come back up to 3 s after their time, and those that wait up to 1 s. Returns the starts, in
+    /// milliseconds.
+    fn starts_of_late_tasks(terms: Terms, number: usize) -> Vec<i64> {
+        let (mut facts, mut random, mut writes) = (Facts::new(), 7_u64, 0_u64);
+        let mut after = |most: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            Duration::from_millis((random >> 33) % most)
+        };
+        // When each one comes, and what it has reserved.
+        let mut coming: Vec<(Timestamp, Option<(Timestamp, i64)>)> = vec![(NOW, None); number];
+        let mut all = Vec::new();
+        while let Some((place, _)) = coming.iter().enumerate().min_by_key(|(_, (at, _))| *at) {
+            let (now, reserved) = coming.swap_remove(place);
+            writes += 1;
+            let by = writes.to_string();
+            let due = reserved.map(|(at, known)| {
+                let more = u64::try_from(shift(&facts) - known).unwrap();
+                (at.plus(Duration::from_micros(more)), shift(&facts))
+            });
+            let again = match due {
+                Some((at, _)) if at > now => at.plus(after(1000)),
+                Some((at, _)) if at.plus(Duration::from_millis(500)) >= now => {
+                    all.push((now.as_micros() - NOW.as_micros()) / 1000);
+                    continue;
+                }
+                Some((at, _)) => match start_late(&facts, &bucket(), terms, Some(at), &by, now) {
+                    LateDecision::Commit(commit, _) => {
+                        assert!(commit.apply(&mut facts));
+                        all.push((now.as_micros() - NOW.as_micros()) / 1000);
+                        continue;
+                    }
+                    LateDecision::NotBefore(next) => next.plus(after(1000)),
+                    LateDecision::Made => panic!("made"),
+                },
+                None => match reserve(&facts, &bucket(), terms, 1, &by, now) {
+                    ReserveDecision::Commit(commit, mut starts) => {
+                        assert!(commit.apply(&mut facts));
+                        let at = starts.take(now, Duration::MAX).unwrap();
+                        coming.push((at.plus(after(3000)), Some((at, starts.shift))));
+                        continue;
+                    }
+                    other => panic!("{other:?}"),
+                },
+            };
+            coming.push((again, due));
+        }
+        all
+    }
+
+    #[test]
+    fn tasks_that_are_late_for_their_starts_start_one_by_one_and_never_exceed_the_rate() {
+        for (per_second, burst, number) in [(2, 1, 200), (10, 3, 400), (100, 10, 1000)] {
+            let all = starts_of_late_tasks(terms(per_second, burst, 1), number);
+            assert_eq!(all.len(), number);
+            let rate = i64::from(per_second);
+            for (first, from) in all.iter().enumerate() {
+                for (last, to) in all.iter().enumerate().skip(first) {
+                    let most = rate * (to - from + 500) / 1000 + i64::try_from(burst).unwrap() + 2;
+                    let seen = i64::try_from(last - first + 1).unwrap();
+                    assert!(seen <= most, "{seen} starts at {per_second}/s in {} ms", to - from);
+                }
+            }
+            let (whole, needed) = (all[number - 1], 1000 * i64::try_from(number).unwrap() / rate);
+            assert!(whole < needed * 3 / 2 + 4000, "{whole} ms for {needed} ms at {per_second}/s");
+        }
+    }
+
+    #[test]
+    fn starts_that_others_have_reserved_make_room_for_a_late_one() {
+        let mut facts = Facts::new();
+        let five = terms(5, 1, 1);
+        assert_eq!(starts(&mut facts, five, 3, NOW), [0, 200, 400]);
+        let late = |facts: &Facts, by, millis| {
+            start_late(facts, &bucket(), five, Some(NOW), by, NOW.plus(Duration::from_millis(millis)))
+        };
+        let LateDecision::Commit(commit, moved) = late(&facts, "a", 1000) else { panic!("not late") };
+        assert!(commit.apply(&mut facts));
+        assert_eq!((moved, shift(&facts)), (200_000, 200_000), "by one start, whatever it is late by");
+        assert_eq!(late(&facts, "a", 1000), LateDecision::Made);
+        let next = NOW.plus(Duration::from_millis(1200));
+        assert_eq!(late(&facts, "b", 1100), LateDecision::NotBefore(next));
+        assert!(matches!(late(&facts, "b", 1200), LateDecision::Commit(..)));
+        assert_eq!(starts(&mut facts, five, 1, NOW.plus(Duration::from_millis(1100))), [1200]);
     }
 
     #[test]
@@ -382,6 +595,25 @@ mod tests {
         let pushed = push_back(&facts, &bucket(), five, longer, "r", asked).unwrap();
         assert!(pushed.apply(&mut facts));
         assert_eq!(shift(&facts), 39_900_000);
+    }
+
+    #[test]
+    fn starts_are_forgotten_that_no_process_waits_for() {
+        let mut facts = Facts::new();
+        let one = terms(1, 1, 1);
+        assert_eq!(forget_later(&facts, &bucket(), one, "f", NOW), None);
+        assert_eq!(starts(&mut facts, one, 5, NOW).len(), 5);
+        assert_eq!(forget_later(&facts, &bucket(), one, "f", NOW), None, "they come soon");
+        assert_eq!(starts(&mut facts, one, 100, NOW).len(), 100);
+        assert!(forget_later(&facts, &bucket(), one, "f", NOW).unwrap().apply(&mut facts));
+        assert_eq!(forget_later(&facts, &bucket(), one, "f", NOW), None);
+        assert_eq!(starts(&mut facts, one, 2, NOW), [5000, 6000]);
+        let until = NOW.plus(Duration::from_secs(30));
+        assert!(push_back(&facts, &bucket(), one, until, "p", NOW).unwrap().apply(&mut facts));
+        assert_eq!(starts(&mut facts, one, 100, NOW).len(), 100);
+        assert!(forget_later(&facts, &bucket(), one, "f", NOW).unwrap().apply(&mut facts));
+        assert_eq!(starts(&mut facts, one, 1, NOW), [30_000]);
+        assert_eq!(shift(&facts), 30_000_000);
     }
 
     #[test]

@@ -94,11 +94,6 @@ impl AppliedLimit {
         Self { cost, ..self }
     }
 
-    /// Returns `true` if the sender of the task has chosen for how many starts it counts.
-    pub(crate) const fn has_own_cost(&self) -> bool {
-        self.cost.is_some()
-    }
-
     /// Returns the numbers of the rate for this task.
     pub(crate) fn terms(&self) -> Option<Terms> {
         self.limit.terms(self.cost)

@@ -37,9 +37,10 @@ impl Rate {
         Self { starts, period: Duration::from_secs(1) }
     }
 
-    /// Returns the time between two starts; `None` if there are none.
+    /// Returns the time between two starts, rounded up, so that the rate is never exceeded; `None` if there are none.
     pub(crate) fn interval(self) -> Option<Duration> {
-        let nanos = self.period.as_nanos().checked_div(u128::from(self.starts))?;
+        let starts = (self.starts > 0).then_some(u128::from(self.starts))?;
+        let nanos = self.period.as_nanos().div_ceil(starts);
         Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
     }
 

@@ -239,6 +239,9 @@ pub(crate) struct ReservedStart {
     /// Time by which the bucket had been pushed back then, in microseconds.
     #[serde(default)]
     pub(crate) shift: i64,
+    /// Time between two such starts under the rate of the reservation, in microseconds; `None` in older records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) step: Option<i64>,
 }
 
 /// `rv`: the task was revoked. `rt`: its run is cut off without waiting for it to end.

@@ -108,6 +108,19 @@ mod tests {
     }
 
     #[test]
+    fn starts_that_older_versions_have_reserved_are_read() {
+        let text = r#"{"attempt":1,"generation":1,"reason":"rate:task:a","since":1,"until":2,"reserved":[{"bucket":"rate/task:a","at":2}]}"#;
+        let mut facts = Facts::new();
+        facts.put(name::guard(1, 1), "1");
+        facts.put(name::PARKED, text);
+        let reserved = parked(&facts).unwrap().reserved;
+        assert_eq!(
+            (reserved[0].at, reserved[0].shift, reserved[0].step),
+            (Timestamp::from_micros(2), 0, None)
+        );
+    }
+
+    #[test]
     fn what_runs_was_revoked_or_is_over_is_not_parked() {
         let mut facts = Facts::new();
         assert_eq!(decide_parking(&facts, 1, 0, true), ParkDecision::Proceed);

@@ -25,7 +25,7 @@ use crate::{
     id::{RecordId, RunId},
     limit::{
         AppliedLimit, KEY_HASH, Limit,
-        bucket::{Terms, push_back},
+        bucket::{SOON, Terms, push_back},
         hidden_key,
         places::places,
         stored_key,
@@ -43,6 +43,11 @@ const PLACE_POLLS: (Duration, Duration) = (Duration::from_millis(100), Duration:
 const COMPARED_WITHIN: Duration = Duration::from_secs(5);
 /// Wait of a task whose limit has a record that cannot be used: a person has to remove what is there.
 const UNUSABLE_DELAY: Duration = Duration::from_secs(60);
+/// Maximum wait of a task whose limit is zero. Nobody releases it if the limit is raised in a configuration, or has keys.
+const PAUSED_DELAY: Duration = Duration::from_secs(60);
+
+const _: () =
+    assert!(LOCAL_WAIT.as_millis() <= SOON.as_millis(), "starts for which tasks wait here are kept");
 
 /// Knowledge of a delivery about its limits.
 #[derive(Debug, Default)]
@@ -93,7 +98,8 @@ impl WorkerContext {
         let limits = self.limits_of(envelope);
         if let Some(paused) = limits.iter().find(|limit| limit.limit.is_paused()) {
             state.wait = None;
-            return Ok(Admitted::No(Refusal::new(paused.paused_reason(), None)));
+            let refusal = Refusal::new(paused.paused_reason(), None).within(PAUSED_DELAY);
+            return Ok(Admitted::No(refusal));
         }
         for limit in &limits {
             let Some(max) = limit.limit.max_running else { continue };
@@ -179,9 +185,11 @@ impl WorkerContext {
             start.at = start.at.plus(Duration::from_micros(more));
             start.shift = shift;
         }
-        let latest = state.reserved.iter().map(|start| start.at).max();
-        if latest.is_some_and(|at| at.plus(LATE) < self.now()) {
-            state.reserved.clear();
+        let (latest, now) = (state.reserved.iter().map(|start| start.at).max(), self.now());
+        if let Some(latest) = latest.filter(|latest| *latest <= now)
+            && let Some(refused) = self.start_late(&rates, state, latest.plus(LATE) < now).await?
+        {
+            return Ok(Some(refused));
         }
         let mut latest: Option<(Timestamp, WaitReason)> = None;
         for (limit, terms) in rates {
@@ -191,7 +199,8 @@ impl WorkerContext {
                 Some(at) => at,
                 None => match self.next_start(limit, terms).await {
                     Ok(NextStart::Reserved(at, shift)) => {
-                        state.reserved.push(ReservedStart { bucket: bucket.id().to_owned(), at, shift });
+                        let (bucket, step) = (bucket.id().to_owned(), Some(terms.step()));
+                        state.reserved.push(ReservedStart { bucket, at, shift, step });
                         at
                     }
                     Ok(NextStart::NotBefore(at)) => at,
@@ -206,13 +215,50 @@ impl WorkerContext {
         Ok(latest)
     }
 
-    async fn next_start(&self, limit: &AppliedLimit, terms: Terms) -> Result<NextStart, Unanswered> {
-        let (bucket, clock) = (limit.bucket(), self.app.clock());
-        if limit.has_own_cost() {
-            self.limits.start_at_cost(&bucket, terms, &self.calls, clock).await
-        } else {
-            self.limits.next_start(&bucket, terms, &self.calls, clock).await
+    /// Requests starts now for a task whose reserved starts have lapsed: all of them if it is late, otherwise those that were
+    /// reserved under a faster rate. One that it cannot have soon is forgotten: another is reserved. Returns the time at which
+    /// the task asks again, if that is soon, and the reason.
+    async fn start_late(
+        &self,
+        rates: &[(&AppliedLimit, Terms)],
+        state: &mut LimitState,
+        late: bool,
+    ) -> Result<Option<(Timestamp, WaitReason)>, Unanswered> {
+        let (mut given, mut kept) = (Vec::new(), Vec::new());
+        let mut refused = None;
+        for start in std::mem::take(&mut state.reserved) {
+            let Some((limit, terms)) = rates.iter().find(|(limit, _)| limit.bucket().id() == start.bucket)
+            else {
+                continue;
+            };
+            let too_fast = start.step.is_some_and(|step| step < terms.step());
+            if refused.is_some() || !(late || too_fast) {
+                given.push(start.clone());
+                kept.push(start);
+                continue;
+            }
+            let lapsed = (!too_fast).then_some(start.at);
+            match self.limits.start_late(&limit.bucket(), *terms, lapsed, &self.calls, self.app.clock()).await
+            {
+                Ok(NextStart::Reserved(at, shift)) => {
+                    let step = Some(terms.step());
+                    given.push(ReservedStart { at, shift, step, ..start.clone() });
+                }
+                Ok(NextStart::NotBefore(at)) if at <= self.now().plus(LOCAL_WAIT) => {
+                    refused = Some((at, limit.rate_reason()));
+                }
+                Ok(NextStart::NotBefore(_)) | Err(Unanswered::BadRecord) => continue,
+                Err(unanswered) => return Err(unanswered),
+            }
+            kept.push(start);
         }
+        // A task that waits once more asks for all of them again.
+        state.reserved = if refused.is_some() { kept } else { given };
+        Ok(refused)
+    }
+
+    async fn next_start(&self, limit: &AppliedLimit, terms: Terms) -> Result<NextStart, Unanswered> {
+        self.limits.next_start(&limit.bucket(), terms, &self.calls, self.app.clock()).await
     }
 
     /// Waits until a refused task may ask again. Returns its settlement if it waits elsewhere.
@@ -250,6 +296,25 @@ impl WorkerContext {
             self.release_if_free(wait).await;
         }
         parked
+    }
+
+    /// Returns the settlement of a task that leaves without a slot. If it would be handed back by a worker that goes on, and has
+    /// reserved starts, it is parked instead: a delivery that comes again would have lost them.
+    pub(super) async fn leave_without_slot(
+        &self,
+        envelope: &Envelope,
+        settlement: Settlement,
+        state: Option<&LimitState>,
+    ) -> Settlement {
+        let reserved = state.map(|state| &*state.reserved).unwrap_or_default();
+        let last = reserved.iter().max_by_key(|start| start.at);
+        let goes_on = !self.stages.is_draining() && self.app.0.trust.can_sign();
+        let Some(last) = last.filter(|_| goes_on && settlement == Settlement::HandBack) else {
+            return settlement;
+        };
+        let subject = last.bucket.strip_prefix("rate/").unwrap_or_default();
+        let refusal = Refusal::new(WaitReason::new("rate", subject), Some(last.at));
+        self.park(envelope, &refusal.with_reserved(reserved.to_vec())).await.unwrap_or(settlement)
     }
 
     /// Releases a parked task if a place is free. A place that was freed between the refusal of a task and its parking has

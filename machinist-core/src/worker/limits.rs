@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -22,7 +22,7 @@ use crate::{
     id::{QueueName, RecordId, RunId, TaskName},
     limit::{
         Limit, LimitTarget,
-        bucket::{ReserveDecision, Starts, Terms, reserve, shift},
+        bucket::{LateDecision, ReserveDecision, SOON, Starts, Terms, reserve, shift, start_late},
     },
     record::Facts,
 };
@@ -50,22 +50,36 @@ pub(super) struct Limits {
 /// A rate that this worker reserves starts of.
 #[derive(Debug, Default)]
 struct Bucket {
-    /// Number of tasks in this process that want a start now.
-    waiting: AtomicU32,
+    /// Number of tasks in this process that want a start now, for each cost.
+    waiting: Mutex<HashMap<Terms, u32>>,
     pool: tokio::sync::Mutex<StartPool>,
+}
+
+impl Bucket {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<Terms, u32>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Starts that this worker has reserved.
 #[derive(Debug, Default)]
 struct StartPool {
-    terms: Option<Terms>,
-    starts: Option<Starts>,
-    /// Number of starts of the next reservation.
-    block: u32,
-    reserved_at: Option<Instant>,
+    /// Those of tasks that count for the same number of starts, by the numbers of their rate.
+    blocks: HashMap<Terms, Block>,
+    /// Time from which the next task asks again whose start has lapsed.
+    late_turn: Option<Timestamp>,
     /// Record of the bucket, as it was last known, and when.
     known: Facts,
     known_at: Option<Instant>,
+}
+
+/// Starts that were reserved together.
+#[derive(Debug)]
+struct Block {
+    starts: Starts,
+    /// Number of starts that were reserved without tasks for them.
+    size: u32,
+    reserved_at: Instant,
 }
 
 /// Answer to a request for a start.
@@ -190,8 +204,9 @@ impl Limits {
 
     /// Reserves a start for a task.
     ///
-    /// Tasks of this process get their starts in the order in which they ask. The first of them reserves for all that wait,
-    /// and at full speed a block worth at most 100 ms, so that the record of a bucket is not written for each start.
+    /// Tasks of this process that count for the same number of starts get theirs in the order in which they ask. The first of
+    /// them reserves for all that wait, and at full speed a block worth at most 100 ms, so that the record of a bucket is not
+    /// written for each start.
     ///
     /// # Cancel safety
     /// A dropped future may leave starts reserved that nobody uses.
@@ -203,23 +218,16 @@ impl Limits {
         clock: &Clock,
     ) -> Result<NextStart, Unanswered> {
         let bucket = self.bucket(id);
-        let waiting = AskingTask::of(&bucket);
+        let waiting = AskingTask::of(&bucket, terms);
         let mut pool = bucket.pool.lock().await;
-        if pool.terms != Some(terms) {
-            *pool = StartPool {
-                terms: Some(terms),
-                known: std::mem::take(&mut pool.known),
-                ..StartPool::default()
-            };
-        }
-        if let Some(starts) = &mut pool.starts
-            && let Some(at) = starts.take(clock.now(), LAPSED_AFTER)
+        if let Some(block) = pool.blocks.get_mut(&terms)
+            && let Some(at) = block.starts.take(clock.now(), LAPSED_AFTER)
         {
-            return Ok(NextStart::Reserved(at, starts.shift));
+            return Ok(NextStart::Reserved(at, block.starts.shift));
         }
         self.usable(id)?;
-        let number = waiting.number().max(pool.next_block(terms));
-        let reserved = pool.reserve(id, terms, number, calls, clock).await;
+        let size = pool.next_block(terms, clock.now());
+        let reserved = pool.reserve(id, terms, waiting.number().max(size), calls, clock).await;
         let mut starts = match self.noted(id, reserved)? {
             Ok(starts) => starts,
             Err(not_before) => return Ok(NextStart::NotBefore(not_before)),
@@ -227,33 +235,57 @@ impl Limits {
         // Its own start never lapses here: whoever takes it checks if it is late.
         let first = starts.take(clock.now(), Duration::MAX);
         let shift = starts.shift;
-        pool.starts = (!starts.is_empty()).then_some(starts);
-        pool.reserved_at = Some(Instant::now());
+        pool.blocks.insert(terms, Block { starts, size, reserved_at: Instant::now() });
         Ok(NextStart::Reserved(first.unwrap_or_else(|| clock.now()), shift))
     }
 
-    /// Reserves a start for a task whose sender has chosen its cost. The starts that are reserved for other tasks stay.
+    /// Requests a start now for a task whose start was reserved for `lapsed`; `None` if it was reserved under a faster rate. One
+    /// that may not start yet is told when to ask again. Those of this process ask one after the other, within [`SOON`];
+    /// a later time is not kept for the task.
     ///
     /// # Cancel safety
-    /// As [`next_start`](Self::next_start).
-    pub(super) async fn start_at_cost(
+    /// A dropped future may push the bucket back by a start that nobody uses.
+    pub(super) async fn start_late(
         &self,
         id: &RecordId,
         terms: Terms,
+        lapsed: Option<Timestamp>,
         calls: &ServerCalls,
         clock: &Clock,
     ) -> Result<NextStart, Unanswered> {
         let bucket = self.bucket(id);
         let mut pool = bucket.pool.lock().await;
         self.usable(id)?;
-        let reserved = pool.reserve(id, terms, 1, calls, clock).await;
-        Ok(match self.noted(id, reserved)? {
-            Ok(mut starts) => {
-                let at = starts.take(clock.now(), Duration::MAX);
-                NextStart::Reserved(at.unwrap_or_else(|| clock.now()), starts.shift)
+        let by = RunId::fresh();
+        let mut attempted = None;
+        loop {
+            let now = clock.now();
+            match start_late(&pool.known, id, terms, lapsed, by.as_str(), now) {
+                LateDecision::NotBefore(next) => {
+                    let turn = pool.late_turn.map_or(next, |turn| turn.max(next));
+                    if turn <= now.plus(SOON) {
+                        pool.late_turn = Some(turn.plus(terms.step_time()));
+                    }
+                    return Ok(NextStart::NotBefore(turn));
+                }
+                // INVARIANT: nothing is made that was not attempted.
+                LateDecision::Made => return Ok(attempted.expect("an attempt")),
+                LateDecision::Commit(commit, shift) => {
+                    let start = NextStart::Reserved(now, shift);
+                    attempted = Some(start);
+                    let written = commit.facts.iter().cloned().collect();
+                    let committed = calls.commit(*commit).await;
+                    pool.known_at = Some(Instant::now());
+                    match self.noted(id, committed)? {
+                        Committed::Done { .. } => {
+                            pool.known = written;
+                            return Ok(start);
+                        }
+                        Committed::Refused(facts) => pool.known = facts,
+                    }
+                }
             }
-            Err(not_before) => NextStart::NotBefore(not_before),
-        })
+        }
     }
 
     /// Returns the time by which a bucket has been pushed back, in microseconds, as it was at most 100 ms ago.
@@ -289,6 +321,11 @@ impl StartPool {
         let mut attempted = None;
         loop {
             match reserve(&self.known, id, terms, number, by.as_str(), clock.now()) {
+                ReserveDecision::Full(_) if self.known_at.is_none_or(|at| at.elapsed() >= LAPSED_AFTER) => {
+                    // Somebody may have reset it meanwhile.
+                    self.known = calls.read_record(id).await?;
+                    self.known_at = Some(Instant::now());
+                }
                 ReserveDecision::Full(at) => return Ok(Err(at)),
                 // INVARIANT: nothing is made that was not attempted.
                 ReserveDecision::Made => return Ok(Ok(attempted.expect("an attempt"))),
@@ -309,31 +346,41 @@ impl StartPool {
         }
     }
 
-    /// Returns the number of starts to reserve without tasks for them: more, the more often this worker reserves.
-    fn next_block(&mut self, terms: Terms) -> u32 {
-        let often = self.reserved_at.is_some_and(|at| at.elapsed() < LAPSED_AFTER);
-        self.block = if often { self.block.saturating_mul(2).clamp(1, terms.block()) } else { 1 };
-        self.block
+    /// Returns the number of starts to reserve without tasks for them: more, the more often this worker reserves for such tasks.
+    /// Forgets the blocks that nobody can use any more.
+    fn next_block(&mut self, terms: Terms, now: Timestamp) -> u32 {
+        let is_new = |block: &Block| block.reserved_at.elapsed() < LAPSED_AFTER;
+        self.blocks.retain(|_, block| is_new(block) || !block.starts.are_over(now, LAPSED_AFTER));
+        let last = self.blocks.get(&terms).filter(|block| is_new(block));
+        last.map_or(1, |block| block.size.saturating_mul(2).clamp(1, terms.block()))
     }
 }
 
 /// A task that wants a start, counted until it has one.
-struct AskingTask<'a>(&'a Bucket);
+struct AskingTask<'a> {
+    bucket: &'a Bucket,
+    terms: Terms,
+}
 
 impl<'a> AskingTask<'a> {
-    fn of(bucket: &'a Bucket) -> Self {
-        bucket.waiting.fetch_add(1, Ordering::Relaxed);
-        Self(bucket)
+    fn of(bucket: &'a Bucket, terms: Terms) -> Self {
+        *bucket.waiting().entry(terms).or_default() += 1;
+        Self { bucket, terms }
     }
 
+    /// Number of tasks that want such a start.
     fn number(&self) -> u32 {
-        self.0.waiting.load(Ordering::Relaxed).max(1)
+        self.bucket.waiting().get(&self.terms).copied().unwrap_or(1)
     }
 }
 
 impl Drop for AskingTask<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        let mut waiting = self.bucket.waiting();
+        match waiting.get_mut(&self.terms) {
+            Some(number) if *number > 1 => *number -= 1,
+            _ => drop(waiting.remove(&self.terms)),
+        }
     }
 }
 

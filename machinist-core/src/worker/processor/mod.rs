@@ -244,11 +244,17 @@ impl TaskProcessor {
             let slot = if alone {
                 Box::pin(self.all_slots(&active.envelope, pauses)).await
             } else {
-                self.slot(&active.envelope, received_at, pauses).await
+                // One that has waited for its start is due now. It would come back late if it left for an earlier pause.
+                let paused = limited.as_ref().map_or(pauses, |_| self.worker.look_ahead.pauses());
+                self.slot(&active.envelope, received_at, pauses, paused).await
             };
             let slot = match slot {
                 Ok(slot) => slot,
-                Err(settlement) => return settlement,
+                Err(settlement) => {
+                    let left =
+                        self.worker.leave_without_slot(&active.envelope, settlement, limited.as_deref());
+                    return Box::pin(left).await;
+                }
             };
             if active.verified_under != self.worker.app.0.trust.generation()
                 && let Some(settlement) = Box::pin(self.worker.verify_again(active)).await

@@ -16,12 +16,14 @@ const MAX_ORDERED_WAIT: Duration = Duration::from_secs(60);
 const RECEIVED_AFTER: Duration = Duration::from_millis(100);
 
 impl TaskProcessor {
-    /// Waits for a free slot. A long wait is recorded. Returns the settlement if the delivery leaves without a slot.
+    /// Waits for a free slot. A long wait is recorded. Returns the settlement if the delivery leaves without a slot: where slots
+    /// have no order, as soon as the look-ahead was paused more than `paused` times.
     pub(super) async fn slot(
         &self,
         envelope: &Envelope,
         received_at: Timestamp,
         pauses: u64,
+        paused: u64,
     ) -> Result<Slot, Settlement> {
         if self.worker.stages.is_draining() {
             return Err(Settlement::HandBack);
@@ -34,7 +36,7 @@ impl TaskProcessor {
         if let Ok(permit) = self.worker.capacity.try_take() {
             return Ok(self.taken(permit, None, pauses));
         }
-        Box::pin(self.wait_for_slot(envelope, received_at, pauses)).await
+        Box::pin(self.wait_for_slot(envelope, received_at, pauses, paused)).await
     }
 
     async fn wait_for_slot(
@@ -42,13 +44,14 @@ impl TaskProcessor {
         envelope: &Envelope,
         received_at: Timestamp,
         pauses: u64,
+        paused: u64,
     ) -> Result<Slot, Settlement> {
         let waiting = Arc::clone(&self.worker.capacity).take();
         tokio::pin!(waiting);
         let must_go_back = async {
             tokio::select! {
                 () = self.worker.must_hand_back() => {}
-                () = self.worker.look_ahead.paused_after(pauses) => {}
+                () = self.worker.look_ahead.paused_after(paused) => {}
             }
         };
         let too_long = async {
