@@ -21,9 +21,9 @@ use crate::{
 /// Result of showing an outcome to the program that shares a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mirrored {
-    /// It is shown, and all that follows there is published.
+    /// Shown, and all that follows there is published.
     Done { follows: bool },
-    /// It is shown. A guard, which is in the broker, comes back for what follows.
+    /// Shown. A guard, which is in the broker, comes back for what follows.
     Later,
 }
 
