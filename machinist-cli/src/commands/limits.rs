@@ -3,7 +3,8 @@
 use machinist::{
     App, LimitInfo, QueueName,
     broker::QueueDepth,
-    limit::{Limit, LimitTarget},
+    limit::{Limit, LimitKey, LimitTarget},
+    nearest,
     settings::{Setting, Settings},
 };
 use serde::Serialize;
@@ -87,20 +88,37 @@ pub(super) async fn run(command: LimitsCommand, settings: &Settings, json: bool)
             let limit = limit_of(&options)?;
             // It is signed.
             let app = connect(settings).await?;
+            let before = app.client().limit(&target, None).await?;
             app.client().set_limit(&target, &limit).await?;
             app.broker().close().await;
             say(json, &target, &serde_json::json!({ "limit": limit }), &format!("{target}: {limit}"))?;
             if limit.is_paused() {
                 output::note("machinist: a limit of zero pauses these tasks until it is reset or raised");
             }
+            if let Some(key) = key_of(&before).filter(|_| limit.limit_key().is_none()) {
+                output::note(&format!(
+                    "machinist: the limit of {target} had limit_key={key}; without it, all these tasks count together: add it \
+                     to keep their keys apart"
+                ));
+            }
         }
         LimitsCommand::Reset(LimitKeyArgs { target, key }) => {
             // The tasks that wait are signed again.
             let app = connect(settings).await?;
-            let released = app.client().reset_limit(&target, key.as_deref()).await?;
+            let client = app.client();
+            let before = client.limit(&target, None).await?;
+            let known = if before.is_empty() { client.limits().await? } else { Vec::new() };
+            let released = client.reset_limit(&target, key.as_deref()).await?;
             app.broker().close().await;
             let text = format!("{target}: tasks that waited and run now: {released}");
             say(json, &target, &serde_json::json!({ "released": released }), &text)?;
+            if before.is_empty() {
+                note_unknown(&target, &known);
+            } else if key_of(&before).is_some() && key.is_none() {
+                output::note(&format!(
+                    "machinist: the limit of {target} has keys; with --key KEY, the tasks that wait for that key are released"
+                ));
+            }
         }
     }
     Ok(Code::Success)
@@ -118,6 +136,18 @@ fn limit_of(options: &[String]) -> Result<Limit, CliError> {
     }
     limit.check().map_err(wrong)?;
     Ok(limit)
+}
+
+/// Returns the template of the keys of a limit, if one of its definitions has one.
+fn key_of(definitions: &[LimitInfo]) -> Option<&LimitKey> {
+    definitions.iter().find_map(|definition| definition.limit.limit_key())
+}
+
+/// Notes a target that has no limit. Tasks may wait for one that a worker had, so it is reset.
+fn note_unknown(target: &LimitTarget, known: &[LimitInfo]) {
+    let meant = nearest(&target.to_string(), known.iter().map(|limit| &*limit.target))
+        .map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+    output::note(&format!("machinist: no live worker has a limit of {target}, and none was set{meant}"));
 }
 
 fn say(json: bool, target: &LimitTarget, more: &serde_json::Value, text: &str) -> Result<(), CliError> {

@@ -28,6 +28,14 @@ fn a_limit_is_set_shown_and_reset_without_a_restart() {
     assert_eq!((&reset["target"], &reset["released"]), (&json!("task:ok"), &json!(1)));
     eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
     folder.run(&["limits", "show", "task:ok"]).ended(64).reports(&["no live worker has a limit of task:ok"]);
+    let keyed = ["limits", "set", "task:ok", "rate=0/s", "limit_key={0}"];
+    folder.run(&keyed).ended(0);
+    let unknown = folder.run(&["limits", "reset", "task:oj"]).ended(0);
+    unknown.reports(&["no live worker has a limit of task:oj", "did you mean task:ok?"]);
+    let merged = folder.run(&["limits", "set", "task:ok", "max_running=0"]).ended(0);
+    merged.reports(&["limit_key={0}; without it"]);
+    folder.run(&keyed).ended(0);
+    folder.run(&["limits", "reset", "task:ok"]).ended(0).reports(&["with --key KEY"]);
     let stderr = worker.stop().ended(0).stderr;
     assert!(stderr.contains("a limit of zero pauses these tasks"), "{stderr}");
 }

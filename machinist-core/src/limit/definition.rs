@@ -108,6 +108,11 @@ impl Limit {
         Ok(())
     }
 
+    /// Returns the template of the key by which it limits tasks separately, if there is one.
+    pub fn limit_key(&self) -> Option<&LimitKey> {
+        self.key.as_ref()
+    }
+
     /// Returns `true` if it limits nothing.
     pub fn is_empty(&self) -> bool {
         self.rate.is_none() && self.max_running.is_none()
