@@ -58,6 +58,8 @@ impl WorkerContext {
     pub(super) async fn gather(&self, envelope: &Envelope) -> Result<Option<Gathered>, Settlement> {
         let Ok(body) = self.app.decode(envelope) else { return Ok(None) };
         let (Some(flow), Some(place)) = (&body.flow, envelope.place()) else { return Ok(None) };
+        // A copy that waits comes back after the end of the task, too. It need not read all that the task has waited for.
+        self.unless_decided(envelope).await?;
         let awaited = Awaited { record: join_record(&place), place, parts: &flow.awaits };
         let mut looked_at_members = false;
         loop {

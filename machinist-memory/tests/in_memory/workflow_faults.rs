@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -19,7 +19,7 @@ use machinist_core::{
     broker::Broker,
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
-    id::{RecordId, RecordKind},
+    id::{QueueName, RecordId, RecordKind},
     record::{Facts, FailureKind, TaskState},
     sign::{Algorithm, Key},
     workflow::{Policy, StepPlan, Workflow, chain, group},
@@ -381,11 +381,13 @@ async fn a_copy_of_the_message_does_not_end_a_task_that_runs() {
     worker.stop().await;
 }
 
-/// Backend that is away when the sender of a member writes to the member's record, the first time.
-#[derive(Debug)]
+/// Backend that is away when the sender of a member writes to the member's record, the first time. It counts how often joins
+/// are read.
+#[derive(Debug, Default)]
 struct AwayOnce {
     inner: MemoryBackend,
     refused: Mutex<BTreeSet<RecordId>>,
+    joins_read: AtomicUsize,
 }
 
 impl AwayOnce {
@@ -423,6 +425,8 @@ impl Backend for AwayOnce {
         answers
     }
     async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
+        let joins = ids.iter().filter(|id| id.kind() == RecordKind::Join).count();
+        self.joins_read.fetch_add(joins, Ordering::Relaxed);
         self.inner.read(ids).await
     }
     async fn watch(&self, id: &RecordId) -> Result<Watch, BackendError> {
@@ -447,7 +451,7 @@ impl Backend for AwayOnce {
 #[tokio::test(start_paused = true)]
 async fn a_member_whose_sender_could_not_write_its_record_is_not_lost() {
     let backend = MemoryBackend::new();
-    let away = Arc::new(AwayOnce { inner: backend.clone(), refused: Mutex::default() });
+    let away = Arc::new(AwayOnce { inner: backend.clone(), ..AwayOnce::default() });
     let broker = Arc::new(MemoryBroker::new());
     let setting = Setting::over(broker, away.clone(), backend, |app| app.results_ttl(HOUR)).await;
     let worker = setting.work();
@@ -460,6 +464,27 @@ async fn a_member_whose_sender_could_not_write_its_record_is_not_lost() {
     assert_eq!(result.wait_record(WAIT).await.unwrap().state, TaskState::Success);
     assert_eq!(setting.notes(), [[serde_json::json!([2, 3])]]);
     assert_eq!(away.refused.lock().unwrap().len(), 2);
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_comes_after_the_end_of_a_step_does_not_look_at_what_it_has_waited_for() {
+    let backend = MemoryBackend::new();
+    let counting = Arc::new(AwayOnce { inner: backend.clone(), ..AwayOnce::default() });
+    let broker = Arc::new(MemoryBroker::new());
+    let setting = Setting::over(broker.clone(), counting.clone(), backend, |app| app).await;
+    let worker = setting.work();
+    let (workflow, _) = chord("inc", [1, 2], "note");
+    let result = setting.app.client().send(workflow).await.unwrap();
+    assert_eq!(result.wait_record(WAIT).await.unwrap().state, TaskState::Success);
+    let queue = QueueName::parse("default").unwrap();
+    let delayed = async || Broker::held(&*broker, std::slice::from_ref(&queue)).await.unwrap()[0].delayed;
+    assert_eq!(delayed().await, Some(1), "the copy that was published with the group waits");
+    let read = counting.joins_read.load(Ordering::Relaxed);
+    assert!(read > 0);
+    until(async || delayed().await == Some(0)).await;
+    tokio::time::sleep(SOON).await;
+    assert_eq!(counting.joins_read.load(Ordering::Relaxed), read);
     worker.stop().await;
 }
 
