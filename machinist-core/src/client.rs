@@ -223,6 +223,7 @@ impl Client {
             if task.require_worker {
                 let ended = Box::pin(self.end_without_worker(task)).await;
                 if let Some(answer) = ended.transpose() {
+                    depths.discount(&task.sending.queue);
                     unsent.insert(place, answer.map(|id| AsyncResult::sent(self.app.clone(), id)));
                     continue;
                 }

@@ -59,7 +59,7 @@ impl Client {
     }
 
     /// Publishes the tasks that wait for this reason again, those that have waited longest first, at most one in each
-    /// `pace`, and returns their number. Call it after the reason was lifted: otherwise they are parked again.
+    /// `pace`, and returns their number. Call it after the reason was lifted: otherwise they are parked again, and wait.
     ///
     /// A task whose message is too large for its record, or cannot be verified here, is left out: it comes back by itself,
     /// at most an hour after it was parked.
@@ -74,8 +74,11 @@ impl Client {
         let mut released = 0;
         let mut after = None;
         let mut next = tokio::time::Instant::now();
+        let began = self.app.clock().now();
         loop {
-            let page = self.app.backend().list(&index, after, PAGE_SIZE).await?;
+            let mut page = self.app.backend().list(&index, after, PAGE_SIZE).await?;
+            // A task that is parked again is listed behind the others. Released again and again, it would make this endless.
+            page.retain(|(since, _)| *since <= began);
             for (id, facts) in self.listed(&page).await? {
                 if parked(&facts).is_none_or(|parked| parked.reason != reason.as_str()) {
                     self.unlist(&index, &id).await?;

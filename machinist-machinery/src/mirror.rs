@@ -239,7 +239,7 @@ impl MachineryMirror {
                 tracing::error!(
                     group,
                     id,
-                    "the state of a member of a group is gone: its chord is never triggered"
+                    "the state of a member of a group is gone: its chord is triggered only if that member ends again"
                 );
             }
             return Ok(Chord::NotOwed);
@@ -251,6 +251,13 @@ impl MachineryMirror {
             return Ok(Chord::NotOwed);
         }
         if states.contains(&MemberState::Failed) {
+            if owes {
+                tracing::error!(
+                    group,
+                    id,
+                    "a member has failed since its chord was triggered: no callback follows"
+                );
+            }
             return Ok(Chord::NotOwed);
         }
         // All had succeeded when the chord was triggered. Since then, a worker of Go has got the message of one again.

@@ -1,7 +1,7 @@
 //! Faults against real processes, in a program of its own: it needs the adapters and a runtime, and xtask must stay
 //! quick to build.
 
-use std::process::Command;
+use std::{fs, io, path::PathBuf, process::Command};
 
 use anyhow::{Result, ensure};
 
@@ -22,10 +22,22 @@ pub(crate) fn run(
     run_program(program, workspace, interrupt, rabbitmq, args)
 }
 
+/// Removes the program that an earlier build of the tests has left: [`run_built`] must not run an old one.
+pub(crate) fn remove_built(workspace: &Workspace) -> Result<()> {
+    match fs::remove_file(built(workspace)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn built(workspace: &Workspace) -> PathBuf {
+    workspace.target_dir().join("debug/machinist-chaos")
+}
+
 /// Runs the program that the build of the tests has left. That takes no second build with fewer features, and no turn at
 /// cargo's lock, so that cargo may compile meanwhile.
 pub(crate) fn run_built(workspace: &Workspace, interrupt: &Interrupt, args: &[String]) -> Result<bool> {
-    let program = workspace.target_dir().join("debug/machinist-chaos");
+    let program = built(workspace);
     ensure!(program.is_file(), "the build of the tests has left no {}", program.display());
     run_program(Command::new(program), workspace, interrupt, None, args)
 }

@@ -50,6 +50,7 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
             report.line("msrv", &remedy, None);
         }
     }
+    chaos::remove_built(workspace)?;
     report.step("test", || test::run(workspace, interrupt, None, &[]));
     let chaos = || chaos::run_built(workspace, interrupt, &chaos_args);
     report.step_beside("chaos", chaos, |report| {

@@ -302,7 +302,9 @@ pub(crate) fn forget_later(
         pushed.as_micros().saturating_add(terms.tolerance()).saturating_sub(terms.step())
     });
     let at = Timestamp::from_micros(pushed.max(now.plus(SOON).as_micros()));
-    (known.at > at).then(|| replaced(facts, bucket, &Reserved { at, by: by.to_owned(), ..known }, now))
+    // A step of the rate that was before may be an hour.
+    let late = known.late.map(|late| late.min(now.plus(terms.step_time())));
+    (known.at > at).then(|| replaced(facts, bucket, &Reserved { at, late, by: by.to_owned(), ..known }, now))
 }
 
 /// Creates the commit that forgets the reservations of a bucket.

@@ -185,9 +185,10 @@ impl WorkerContext {
             start.at = start.at.plus(Duration::from_micros(more));
             start.shift = shift;
         }
-        let (latest, now) = (state.reserved.iter().map(|start| start.at).max(), self.now());
-        if let Some(latest) = latest.filter(|latest| *latest <= now)
-            && let Some(refused) = self.start_late(&rates, state, latest.plus(LATE) < now).await?
+        let now = self.now();
+        state.reserved.retain(|start| rates.iter().any(|(limit, _)| limit.bucket().id() == start.bucket));
+        if state.reserved.iter().all(|start| start.at <= now)
+            && let Some(refused) = self.start_late(&rates, state).await?
         {
             return Ok(Some(refused));
         }
@@ -215,16 +216,15 @@ impl WorkerContext {
         Ok(latest)
     }
 
-    /// Requests starts now for a task whose reserved starts have lapsed: all of them if it is late, otherwise those that were
+    /// Requests starts now in place of those that have lapsed: those for which the task comes late, and those that were
     /// reserved under a faster rate. One that it cannot have soon is forgotten: another is reserved. Returns the time at which
     /// the task asks again, if that is soon, and the reason.
     async fn start_late(
         &self,
         rates: &[(&AppliedLimit, Terms)],
         state: &mut LimitState,
-        late: bool,
     ) -> Result<Option<(Timestamp, WaitReason)>, Unanswered> {
-        let (mut given, mut kept) = (Vec::new(), Vec::new());
+        let now = self.now();
         let mut refused = None;
         for start in std::mem::take(&mut state.reserved) {
             let Some((limit, terms)) = rates.iter().find(|(limit, _)| limit.bucket().id() == start.bucket)
@@ -232,28 +232,27 @@ impl WorkerContext {
                 continue;
             };
             let too_fast = start.step.is_some_and(|step| step < terms.step());
+            let late = start.at.plus(LATE) < now;
             if refused.is_some() || !(late || too_fast) {
-                given.push(start.clone());
-                kept.push(start);
+                state.reserved.push(start);
                 continue;
             }
             let lapsed = (!too_fast).then_some(start.at);
             match self.limits.start_late(&limit.bucket(), *terms, lapsed, &self.calls, self.app.clock()).await
             {
+                // Kept if another limit refuses the task now: the bucket has been pushed back for it.
                 Ok(NextStart::Reserved(at, shift)) => {
                     let step = Some(terms.step());
-                    given.push(ReservedStart { at, shift, step, ..start.clone() });
+                    state.reserved.push(ReservedStart { at, shift, step, ..start });
                 }
-                Ok(NextStart::NotBefore(at)) if at <= self.now().plus(LOCAL_WAIT) => {
+                Ok(NextStart::NotBefore(at)) if at <= now.plus(LOCAL_WAIT) => {
                     refused = Some((at, limit.rate_reason()));
+                    state.reserved.push(start);
                 }
-                Ok(NextStart::NotBefore(_)) | Err(Unanswered::BadRecord) => continue,
+                Ok(NextStart::NotBefore(_)) | Err(Unanswered::BadRecord) => {}
                 Err(unanswered) => return Err(unanswered),
             }
-            kept.push(start);
         }
-        // A task that waits once more asks for all of them again.
-        state.reserved = if refused.is_some() { kept } else { given };
         Ok(refused)
     }
 

@@ -262,7 +262,10 @@ impl Limits {
             let now = clock.now();
             match start_late(&pool.known, id, terms, lapsed, by.as_str(), now) {
                 LateDecision::NotBefore(next) => {
-                    let turn = pool.late_turn.map_or(next, |turn| turn.max(next));
+                    // One further ahead was counted under a slower rate.
+                    let furthest = now.plus(SOON.saturating_add(terms.step_time()));
+                    let turn = pool.late_turn.filter(|turn| *turn <= furthest);
+                    let turn = turn.map_or(next, |turn| turn.max(next));
                     if turn <= now.plus(SOON) {
                         pool.late_turn = Some(turn.plus(terms.step_time()));
                     }

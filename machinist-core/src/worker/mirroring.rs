@@ -78,6 +78,8 @@ impl WorkerContext {
         let Some((mirror, mut task)) = self.mirrored(envelope) else { return Ok(nothing) };
         task.repeated = end.is_none();
         let owed = match follow_up {
+            // A guard was never in the hands of the other program: it does not tell that a state has replaced the end.
+            FollowUp::Nothing if envelope.generation > 0 => return Ok(nothing),
             FollowUp::Nothing => {
                 self.show_end_again(mirror, envelope, &task).await?;
                 return Ok(nothing);

@@ -82,7 +82,9 @@ impl WorkerContext {
         let published = self.publish_offer(&offer, now, wait(waited)).await;
         match (published, offer) {
             // Nobody has verified such a message, so no delivery is held for it.
-            (Err(Unpublished::Never(_)), offer @ Offer::Message { .. }) => self.end_offer(offer).await,
+            (Err(Unpublished::Never(_)), offer @ (Offer::Message { .. } | Offer::Theirs { .. })) => {
+                self.end_offer(offer).await
+            }
             (published, _) => self.settled_by(published).await,
         }
     }

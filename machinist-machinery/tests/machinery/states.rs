@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use machinist::{TaskContext, TaskDef, TaskError, TaskId, worker::TaskOptions};
+use machinist_conformance::eventually;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -83,9 +84,11 @@ async fn states_pass_as_in_go_and_expire() {
 
     // A worker of Go that got the message of a worker that died: it fails once more, and sends the task again.
     let ended = TaskId::parse(&failing).unwrap();
-    while !app.backend().read(&[(&ended).into()]).await.unwrap()[0].has("f") {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let is_followed = async || app.backend().read(&[(&ended).into()]).await.unwrap()[0].has("f");
+    assert!(
+        eventually(Duration::from_secs(60), is_followed).await,
+        "the record tells that the dead letter is published"
+    );
     let mut again: Value = signature("blocked", &[]);
     again["UUID"] = failing.as_str().into();
     go.send(again).await;

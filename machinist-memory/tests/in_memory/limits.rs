@@ -774,6 +774,52 @@ async fn a_raised_limit_lets_parked_tasks_start_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_limit_that_is_set_releases_each_waiting_task_once_and_takes_no_more_starts_than_tasks() {
+    let target = LimitTarget::parse("task:call").unwrap();
+    let servers = servers().await;
+    let worker = servers.worker(&rate("1/m"));
+    let mut tasks = Vec::new();
+    for _ in 0..250 {
+        tasks.push(servers.send("a", 0).await);
+    }
+    // Sixty have a start within the hour. The others ask again when it is over.
+    waits_for(&tasks[249], "rate:task:call").await;
+    let (client, faster) = (servers.app.client(), rate("1/s"));
+    let set = client.set_limit(&target, &faster);
+    tokio::time::timeout(MINUTE, set).await.expect("tasks are parked again, and released again").unwrap();
+    let asked = Instant::now();
+    for task in &tasks {
+        task.wait(HOUR).await.unwrap();
+    }
+    assert!(asked.elapsed() < 6 * MINUTE, "{:?}", asked.elapsed());
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_waits_longer_for_one_rate_does_not_use_a_lapsed_start_of_another() {
+    let servers = servers().await;
+    let worker = Running::start(servers.builder(rate("1/s")).limit_queue("default", rate("10/s")));
+    // The queue has no start for half a minute.
+    servers.app.client().send(OTHER.call(()).limit_cost(300)).await.unwrap().wait(MINUTE).await.unwrap();
+    let mut tasks = Vec::new();
+    for _ in 0..10 {
+        tasks.push(servers.send("a", 0).await);
+    }
+    for task in &tasks {
+        task.wait(HOUR).await.unwrap();
+    }
+    let (_, mut starts) = servers.seen.of("a");
+    starts.sort_unstable();
+    for (first, from) in starts.iter().enumerate() {
+        for (last, to) in starts.iter().enumerate().skip(first) {
+            let most = (*to - *from).as_secs_f64() + 0.6 + 3.0;
+            assert!((last - first + 1) as f64 <= most, "{} in {:?}", last - first + 1, *to - *from);
+        }
+    }
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
 async fn two_configurations_of_one_limit_count_together_each_by_its_own_numbers_and_a_live_one_wins() {
     let servers = servers().await;
     let workers = [

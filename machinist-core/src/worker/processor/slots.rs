@@ -56,7 +56,7 @@ impl TaskProcessor {
         };
         let too_long = async {
             tokio::time::sleep(MAX_SLOT_WAIT - RECEIVED_AFTER).await;
-            self.worker.look_ahead.waited_too_long(pauses);
+            self.worker.look_ahead.waited_too_long(paused);
             std::future::pending::<Infallible>().await
         };
         tokio::pin!(must_go_back);
