@@ -61,6 +61,11 @@ pub trait BrokerHarness: Send + Sync + 'static {
         broker.capabilities().priority
     }
 
+    /// Returns `true` if a message that was handed back is delivered next, also before more urgent ones.
+    fn delivers_returned_first(&self) -> bool {
+        false
+    }
+
     /// Called at the end of each test, whatever became of it: delete what it left on the server.
     async fn clean_up(&self) {}
 }

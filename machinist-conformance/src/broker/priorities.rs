@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use machinist_core::broker::{Broker, Message, Settle, SideQueue};
+use machinist_core::broker::{Broker, Consumer, Message, Settle, SideQueue};
 
 use super::{
     BrokerHarness, consume, delayed, depth, drain, expect_empty, fresh_queue, next, number_of, numbered,
@@ -25,6 +25,17 @@ fn of_priority(priority: u8) -> Message {
     Message { priority: Some(priority), ..numbered(usize::from(priority)) }
 }
 
+/// Takes so many messages, and returns their numbers in the order in which they came.
+async fn in_order(consumer: &mut dyn Consumer, count: usize) -> Vec<usize> {
+    let mut came = Vec::with_capacity(count);
+    while came.len() < count {
+        let delivery = next(consumer).await;
+        came.push(number_of(&delivery.message));
+        delivery.receipt.settle(Settle::Ack).await;
+    }
+    came
+}
+
 /// More urgent messages overtake waiting ones if the broker honours priorities.
 pub async fn larger_priorities_come_sooner(harness: &dyn BrokerHarness) {
     let broker = harness.connect().await;
@@ -34,12 +45,7 @@ pub async fn larger_priorities_come_sooner(harness: &dyn BrokerHarness) {
     }
     publish(&*broker, [0, 9, 5].into_iter().map(|p| to_queue(&queue, of_priority(p))).collect()).await;
     let mut consumer = consume(&*broker, &[&queue], 1).await;
-    let mut came = Vec::new();
-    for _ in 0..3 {
-        let delivery = next(&mut *consumer).await;
-        came.push(number_of(&delivery.message));
-        delivery.receipt.settle(Settle::Ack).await;
-    }
+    let came = in_order(&mut *consumer, 3).await;
     // A broker may know fewer levels than we do: the extremes tell.
     let place = |number: usize| came.iter().position(|n| *n == number);
     assert!(place(9) < place(0), "came in the order {came:?}");
@@ -70,7 +76,7 @@ pub async fn a_delayed_message_keeps_its_priority(harness: &dyn BrokerHarness) {
 }
 
 /// A message that comes back is as urgent as before: it goes before less urgent ones that wait, and not before more urgent
-/// ones that have come meanwhile.
+/// ones that have come meanwhile, unless the broker delivers returned ones first.
 pub async fn a_message_that_is_handed_back_keeps_its_priority(harness: &dyn BrokerHarness) {
     let broker = harness.connect().await;
     let queue = fresh_queue();
@@ -100,10 +106,8 @@ pub async fn a_message_that_is_handed_back_keeps_its_priority(harness: &dyn Brok
     assert_eq!(plain.message, of_priority(0));
     publish(&*broker, vec![to_queue(&queue, of_priority(9))]).await;
     plain.receipt.settle(Settle::Requeue).await;
-    let urgent = next(&mut *consumer).await;
-    assert_eq!(urgent.message, of_priority(9), "it came while the other one was held");
-    urgent.receipt.settle(Settle::Ack).await;
-    assert_eq!(drain(&mut *consumer, 2).await, [0, 0]);
+    let order = if harness.delivers_returned_first() { [0, 9, 0] } else { [9, 0, 0] };
+    assert_eq!(in_order(&mut *consumer, 3).await, order, "the urgent one came while a plain one was held");
     consumer.stop().await;
     expect_empty(harness, &queue).await;
 }

@@ -117,6 +117,10 @@ impl BrokerHarness for Harness {
         (numbers.next(), numbers.next()) >= (Some(4), Some(3))
     }
 
+    fn delivers_returned_first(&self) -> bool {
+        true
+    }
+
     async fn clean_up(&self) {
         let queues: Vec<_> = self.queues.lock().unwrap().iter().cloned().collect();
         let raw = Raw::connect(&self.url).await;
