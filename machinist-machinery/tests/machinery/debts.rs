@@ -197,16 +197,12 @@ async fn a_chord_is_triggered_under_the_lock_of_go() {
             chord.member(at, state).await;
         }
         // Others have it for milliseconds.
-        while set
-            .key(CHORD_LOCK)
-            .arg(&token)
-            .invoke_async::<Option<String>>(&mut redis)
-            .await
-            .unwrap()
-            .is_none()
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let is_taken = async || {
+            let answer: Option<String> =
+                set.key(CHORD_LOCK).arg(&token).invoke_async(&mut redis).await.unwrap();
+            answer.is_some()
+        };
+        assert!(eventually(LOCKED, is_taken).await, "the lock is free");
         let mut following = Box::pin(chord.follow(3));
         let early = tokio::time::timeout(MOMENT, &mut following).await;
         assert!(early.is_err() && !chord.is_triggered().await, "{early:?}");
