@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::Running;
+use crate::support::{Running, until};
 use machinist_core::{
     App, Backoff, State, TaskContext, TaskDef, TaskError, Worker, WorkerAction, WorkerBuilder, WorkerChange,
     WorkerFilter,
@@ -141,9 +141,7 @@ async fn a_task_that_is_revoked_leaves_the_others_of_its_batch_alone() {
     let house = House::new().await;
     let tasks = house.send(&["slow", "ok"]).await;
     let worker = Running::start(house.builder());
-    while house.calls().is_empty() {
-        sleep(Duration::from_millis(10)).await;
-    }
+    until(async || !house.calls().is_empty()).await;
     house.app.client().revoke(tasks[0].id()).await.unwrap();
     assert_eq!(tasks[1].wait(10 * MINUTE).await.unwrap(), 2);
     let _outcome = tasks[0].wait(10 * MINUTE).await;
@@ -187,9 +185,7 @@ async fn a_batch_has_no_more_tasks_than_its_worker_has_slots_now() {
     let house = House::new().await;
     let mut tasks = house.send(&["slow"; 10]).await;
     let worker = Running::start(house.builder());
-    while house.calls().is_empty() {
-        sleep(Duration::from_millis(10)).await;
-    }
+    until(async || !house.calls().is_empty()).await;
     house.set_concurrency(3).await;
     tasks.extend(house.send(&["ok"; 7]).await);
     for task in &tasks {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::Running;
+use crate::support::{Running, until};
 use machinist_core::{
     App, AsyncResult, State, TaskDef, TaskError, Unique, Worker, WorkerBuilder,
     backend::{Backend, Commit},
@@ -367,9 +367,7 @@ async fn a_freed_place_lets_a_parked_task_start_at_once() {
     let servers = servers().await;
     let worker = servers.worker(&Limit::new().max_running(1));
     let long = servers.send("long", 40_000).await;
-    while long.state().await.unwrap() != TaskState::Started {
-        sleep(Duration::from_millis(10)).await;
-    }
+    until(async || long.state().await.unwrap() == TaskState::Started).await;
     let waits = servers.send("waits", 0).await;
     waits_for(&waits, "max_running:task:call").await;
     let why = servers.app.client().why(waits.id()).await.unwrap();
@@ -388,9 +386,7 @@ async fn a_freed_place_wakes_the_tasks_that_wait_in_processes() {
     let limit = Limit::new().max_running(1);
     let workers = [servers.worker(&limit), servers.worker(&limit)];
     let mut tasks = vec![servers.send("first", 2300).await];
-    while servers.seen.of("first").1.is_empty() {
-        sleep(Duration::from_millis(1)).await;
-    }
+    until(async || !servers.seen.of("first").1.is_empty()).await;
     for _ in 0..2 {
         tasks.push(servers.send("next", 1200).await);
     }
@@ -427,9 +423,7 @@ async fn the_place_of_a_dead_worker_is_free_when_its_tasks_are_taken_over_and_no
     let limit = Limit::new().max_running(1);
     let dead = servers.worker(&limit);
     let lost = servers.send("lost", 3_600_000).await;
-    while lost.state().await.unwrap() != TaskState::Started {
-        sleep(Duration::from_millis(10)).await;
-    }
+    until(async || lost.state().await.unwrap() == TaskState::Started).await;
     let died = Instant::now();
     dead.worker.abort();
     let live = servers.worker(&limit);
@@ -507,9 +501,7 @@ async fn a_backend_that_has_lost_everything_leaves_no_parked_task_behind() {
     // Workers hear of it within a second.
     sleep(Duration::from_secs(1)).await;
     let mut tasks = vec![servers.send("long", 40_000).await];
-    while servers.seen.of("long").1.is_empty() {
-        sleep(Duration::from_millis(10)).await;
-    }
+    until(async || !servers.seen.of("long").1.is_empty()).await;
     for _ in 0..3 {
         tasks.push(servers.send("waits", 100).await);
     }
@@ -561,9 +553,7 @@ async fn what_runs_goes_on_when_its_limit_is_lowered_and_nothing_starts_until_it
     for _ in 0..6 {
         tasks.push(servers.send("a", 5000).await);
     }
-    while servers.seen.of("a").1.len() < 3 {
-        sleep(Duration::from_millis(10)).await;
-    }
+    until(async || servers.seen.of("a").1.len() >= 3).await;
     let target = LimitTarget::parse("task:call").unwrap();
     servers.app.client().set_limit(&target, &Limit::new().max_running(1)).await.unwrap();
     for task in &tasks {
@@ -617,9 +607,7 @@ async fn a_service_that_asks_for_a_pause_gets_it_from_all_tasks_of_the_limit() {
         .options("call", TaskOptions::new().limit(rate("10/s")));
     let worker = Running::start(worker);
     let first = servers.send("first", 0).await;
-    while servers.seen.of("first").1.is_empty() {
-        sleep(Duration::from_millis(10)).await;
-    }
+    until(async || !servers.seen.of("first").1.is_empty()).await;
     sleep(Duration::from_millis(200)).await;
     let asked = servers.seen.of("first").1[0];
     let second = servers.send("second", 0).await;
@@ -756,16 +744,12 @@ async fn a_raised_limit_lets_parked_tasks_start_at_once() {
     let long: Vec<_> = ["b", "c", "d"].map(|key| servers.send(key, 100_000)).into_iter().collect();
     let long = futures_util::future::join_all(long).await;
     let running = || async { servers.app.client().runs_under_limit(&target, None).await.unwrap().len() };
-    while running().await == 0 {
-        sleep(Duration::from_millis(10)).await;
-    }
+    until(async || running().await > 0).await;
     let asked = Instant::now();
     // Some are parked by now.
     sleep(Duration::from_secs(7)).await;
     client.set_limit(&target, &Limit::new().max_running(3)).await.unwrap();
-    while running().await < 3 {
-        sleep(Duration::from_millis(10)).await;
-    }
+    until(async || running().await >= 3).await;
     assert!(asked.elapsed() < Duration::from_secs(9), "{:?}", asked.elapsed());
     for task in &long {
         task.wait(HOUR).await.unwrap();

@@ -29,7 +29,7 @@ use machinist_memory::{MemoryBackend, MemoryBroker};
 use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 
-use crate::support::Running;
+use crate::support::{Running, until};
 
 const INC: TaskDef<i64, i64> = TaskDef::new("inc");
 const SUM: TaskDef<Vec<i64>, i64> = TaskDef::new("sum");
@@ -147,11 +147,6 @@ impl Setting {
     async fn steps(&self, root: &TaskId) -> Vec<StepStatus> {
         self.app.client().workflow(root).await.unwrap().expect("a workflow").steps
     }
-}
-
-/// Waits until a condition holds, within a bound.
-async fn until(holds: impl AsyncFnMut() -> bool) {
-    assert!(machinist_conformance::eventually(SOON, holds).await, "it does not come about within {SOON:?}");
 }
 
 fn call(task: &str, args: impl IntoIterator<Item = i64>) -> Signature {

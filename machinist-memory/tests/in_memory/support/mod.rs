@@ -26,6 +26,15 @@ pub(crate) async fn warm_up<R: machinist_core::args::FromResults>(
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
+/// Waits until a condition holds, at most two minutes.
+pub(crate) async fn until(holds: impl AsyncFnMut() -> bool) {
+    let within = Duration::from_secs(120);
+    assert!(
+        machinist_conformance::eventually(within, holds).await,
+        "it does not come about within {within:?}"
+    );
+}
+
 /// Worker that runs in a separate task.
 pub(crate) struct Running {
     pub(crate) stop: CancellationToken,
