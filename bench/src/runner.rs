@@ -8,8 +8,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lapin::{
-    Connection, ConnectionProperties, ExchangeKind,
-    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions},
+    Connection, ConnectionProperties, ErrorKind, ExchangeKind,
+    options::{
+        ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+    },
+    protocol::{AMQPErrorKind, AMQPSoftError},
     types::FieldTable,
 };
 use serde::Serialize;
@@ -241,6 +244,24 @@ impl<'a> Bench<'a> {
         Ok(found.message_count())
     }
 
+    /// Drops delayed messages, such as those of callbacks that wait: they would come back in a later run, which would look
+    /// for their lost records.
+    async fn forget_delayed(&self) -> Result<()> {
+        for level in 0.. {
+            for digit in 1..=3 {
+                let channel = self.amqp.create_channel().await?;
+                let queue = format!("machinist.delay.{level}.{digit}");
+                match channel.queue_purge(queue.as_str().into(), QueuePurgeOptions::default()).await {
+                    Ok(_) => channel.close(200, "purged".into()).await?,
+                    // This level and those above it were never needed.
+                    Err(error) if is_missing(&error) => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Leaves servers as empty as they were.
     pub(crate) async fn tidy(&self, queue: &str) -> Result<()> {
         let channel = self.amqp.create_channel().await?;
@@ -249,6 +270,7 @@ impl<'a> Bench<'a> {
             channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
         }
         channel.close(200, "done".into()).await?;
+        self.forget_delayed().await?;
         let mut redis = self.redis.clone();
         redis::cmd("FLUSHALL").exec_async(&mut redis).await?;
         redis::cmd("BGREWRITEAOF").exec_async(&mut redis).await?;
@@ -260,6 +282,11 @@ impl<'a> Bench<'a> {
             }
         }
     }
+}
+
+fn is_missing(error: &lapin::Error) -> bool {
+    let missing = AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND);
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if *error.kind() == missing)
 }
 
 /// The queue of a run.

@@ -3,6 +3,8 @@
 //! Everything here is a function of the message of the ended task and of its recorded end. Two workers that continue the
 //! same workflow publish the same tasks with the same arguments.
 
+use std::collections::BTreeMap;
+
 use super::{
     facts::{End, Facts, Failure, name},
     follow_up::is_dead_lettered,
@@ -204,25 +206,34 @@ fn tasks_of(scope: &StepPlace, flow: &Flow, step: &Step, results: &[Arg]) -> Vec
     // A callback gets its results from its join.
     let results = if step.immutable || !step.flow.awaits.is_empty() { &[] } else { results };
     let Some(each) = &step.each else {
-        let mut step = step.clone();
+        let done = step.done.get(&0);
+        let mut step = Step { done: BTreeMap::new(), ..step.clone() };
         step.flow.steps = flow.reachable(&step.flow.then).into_iter().cloned().collect();
-        return vec![child(place, step, None, &[], results)];
+        return vec![child(place, step, done, None, results)];
     };
-    let template = Step { each: None, ..step.clone() };
+    // Cloned for each member: it must not hold what belongs to all of them.
+    let template = Step { each: None, done: BTreeMap::new(), ..step.clone() };
     let member = |(index, args): (usize, &Vec<Arg>)| {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
-        child(place.member(index), template.clone(), Some(index), args, results)
+        let done = step.done.get(&index);
+        child(place.member(index), template.clone(), done, Some(args), results)
     };
     each.iter().enumerate().map(member).collect()
 }
 
-/// Makes a child of a step: the member with this index, or the task itself.
-fn child(place: StepPlace, mut step: Step, member: Option<u32>, args: &[Arg], results: &[Arg]) -> Child {
-    match std::mem::take(&mut step.done).remove(&member.unwrap_or(0)) {
-        // It has succeeded in the workflow that this one repeats.
+/// Makes a child of a step: the member with these arguments of its own, or the task itself. `done` are its results if it has
+/// succeeded in the workflow that this one repeats.
+fn child(
+    place: StepPlace,
+    mut step: Step,
+    done: Option<&Vec<Arg>>,
+    member: Option<&[Arg]>,
+    results: &[Arg],
+) -> Child {
+    match done {
         Some(done) => {
             step.task = WORKFLOW_TASK.to_owned();
-            step.args = done;
+            step.args.clone_from(done);
             step.flow.awaits = Vec::new();
             if member.is_some() && !step.flow.steps.is_empty() && step.flow.joins.is_empty() {
                 // A member of several steps: its last one joins.
@@ -233,7 +244,7 @@ fn child(place: StepPlace, mut step: Step, member: Option<u32>, args: &[Arg], re
             (step.countdown_ms, step.expires_ms) = (None, None);
         }
         None => {
-            step.args.extend_from_slice(args);
+            step.args.extend_from_slice(member.unwrap_or_default());
             step.args.extend_from_slice(results);
         }
     }

@@ -8,7 +8,7 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -191,12 +191,25 @@ pub(crate) fn decrypt_outcome(
     locked
 }
 
+/// Returns `true` if a fact is a JSON object without a ciphertext. Most are, and none of their values is copied here.
+fn is_readable(value: &[u8]) -> bool {
+    /// Named as [`CIPHERTEXT_FIELD`].
+    #[derive(Deserialize)]
+    struct Outside {
+        enc: Option<IgnoredAny>,
+    }
+    serde_json::from_slice::<Outside>(value).is_ok_and(|outside| outside.enc.is_none())
+}
+
 fn decrypted_fact(
     id: &TaskId,
     fact: &str,
     value: &[u8],
     ring: Option<&Keyring>,
 ) -> Result<Option<Bytes>, DecryptError> {
+    if is_readable(value) {
+        return Ok(None);
+    }
     let Ok(mut all) = serde_json::from_slice::<Map<String, Value>>(value) else { return Ok(None) };
     let Some(ciphertext) = all.remove(CIPHERTEXT_FIELD) else { return Ok(None) };
     let Ciphertext { key: id_of_key, data } =

@@ -7,7 +7,11 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::{
+    StreamExt as _,
+    future::{BoxFuture, join_all},
+    stream::FuturesUnordered,
+};
 
 use super::{
     Settlement, WorkerContext,
@@ -31,8 +35,12 @@ use crate::{
     wire::{Body, Envelope, Pairs, message_to_fact},
 };
 
-/// Number of tasks that are published and confirmed together.
-const WINDOW: usize = 256;
+/// Maximum number of tasks in a window: they are published and confirmed together.
+const WINDOW: usize = 512;
+/// Size of the messages at which a window ends, in bytes.
+const WINDOW_BYTES: usize = 2 * 1024 * 1024;
+/// Number of windows on their way at a time: one is made while the broker confirms the other.
+const WINDOWS: usize = 2;
 /// Number of records that are changed at the same time.
 const CONCURRENT_COMMITS: usize = 64;
 /// Delay of the first copy of a task that waits for a join: by then the members of most groups have ended.
@@ -224,18 +232,43 @@ impl WorkerContext {
         at: Timestamp,
         unsent: &mut Vec<Unsent>,
     ) -> Result<(), Unpublished> {
-        let mut children = children.into_iter().peekable();
-        while children.peek().is_some() {
-            let mut window = Vec::new();
-            for child in children.by_ref().take(WINDOW) {
-                match self.prepared_child(parent, &child, at) {
-                    Ok(prepared) => window.push((child, prepared)),
-                    Err(failure) => unsent.push((child, failure)),
+        let mut children = children.into_iter();
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            while under_way.len() < WINDOWS {
+                let window = self.next_window(parent, &mut children, at, unsent);
+                if window.is_empty() {
+                    break;
                 }
+                under_way.push(self.publish_window(window));
             }
-            unsent.extend(self.publish_window(window).await?);
+            match under_way.next().await {
+                Some(refused) => unsent.extend(refused?),
+                None => return Ok(()),
+            }
         }
-        Ok(())
+    }
+
+    /// Makes the messages of the next window. Adds the tasks that can never be published to `unsent`.
+    fn next_window(
+        &self,
+        parent: &Envelope,
+        children: &mut impl Iterator<Item = Child>,
+        at: Timestamp,
+        unsent: &mut Vec<Unsent>,
+    ) -> Vec<(Child, Prepared)> {
+        let (mut window, mut bytes) = (Vec::new(), 0);
+        while window.len() < WINDOW && bytes < WINDOW_BYTES {
+            let Some(child) = children.next() else { break };
+            match self.prepared_child(parent, &child, at) {
+                Ok(prepared) => {
+                    bytes += prepared.envelope.body.len();
+                    window.push((child, prepared));
+                }
+                Err(failure) => unsent.push((child, failure)),
+            }
+        }
+        window
     }
 
     async fn publish_window(&self, window: Vec<(Child, Prepared)>) -> Result<Vec<Unsent>, Unpublished> {
