@@ -28,6 +28,11 @@ const ASK_INTERVAL: Duration = Duration::from_millis(250);
 const ELSEWHERE_DELAY: Duration = Duration::from_secs(1);
 /// Delay of the first guard of a parked task; each further one stays away twice as long.
 const FIRST_PARK_DELAY: Duration = Duration::from_secs(15);
+/// Maximum time by which a guard comes back before the start that is reserved for its task. It waits for the rest in the
+/// process: one that came late would have lost its start, and taken another from the tasks behind it.
+const EARLY: Duration = Duration::from_secs(1);
+/// Number of starts of a rate for which tasks come back early: more would find no place in the process.
+const EARLY_STARTS: u64 = 64;
 /// Maximum delay of such a guard.
 const MAX_PARK_DELAY: Duration = Duration::from_secs(3600);
 
@@ -68,10 +73,21 @@ impl Refusal {
         self.not_before.map_or(ASK_INTERVAL, |at| at.since(now))
     }
 
+    /// Returns the time by which the task comes back before its reserved start.
+    fn early(&self) -> Duration {
+        let steps = self.reserved.iter().filter_map(|start| u64::try_from(start.step?).ok());
+        steps.min().map_or(Duration::ZERO, |step| {
+            Duration::from_micros(step.saturating_mul(EARLY_STARTS)).min(EARLY)
+        })
+    }
+
     /// Returns the delay of the guard that parks the task.
     fn park_delay(&self, generation: u32, now: Timestamp) -> Duration {
         match self.not_before {
-            Some(at) => at.since(now).min(self.max_delay),
+            Some(at) => {
+                let (wait, early) = (at.since(now), self.early());
+                if wait > 2 * early { wait - early } else { wait }.min(self.max_delay)
+            }
             None => park_delay(generation).min(self.max_delay),
         }
     }
@@ -191,5 +207,31 @@ impl WorkerContext {
             tracing::debug!(%error, "a parked task is not listed: it comes back by itself");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_micros(1_000_000_000);
+
+    fn delay(wait: Duration, step: Option<i64>) -> Duration {
+        let at = NOW.plus(wait);
+        let start = ReservedStart { bucket: "rate/task:t".to_owned(), at, shift: 0, step };
+        Refusal::new(WaitReason::new("rate", "task:t"), Some(at))
+            .with_reserved(vec![start])
+            .park_delay(0, NOW)
+    }
+
+    #[test]
+    fn a_task_comes_back_before_its_reserved_start_and_as_many_as_can_wait() {
+        let (seconds, millis) = (Duration::from_secs, Duration::from_millis);
+        assert_eq!(delay(seconds(10), Some(50_000)), seconds(9), "20 per second");
+        assert_eq!(delay(seconds(10), Some(1_000)), millis(9_936), "1,000 per second: 64 wait");
+        assert_eq!(delay(seconds(2), Some(50_000)), seconds(2), "it has found no place to wait here");
+        assert_eq!(delay(seconds(10), None), seconds(10), "reserved by an earlier version");
+        let refusal = Refusal::new(WaitReason::new("sleep", "w"), Some(NOW.plus(seconds(10))));
+        assert_eq!(refusal.park_delay(0, NOW), seconds(10), "nothing is reserved");
     }
 }
