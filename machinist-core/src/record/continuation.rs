@@ -221,7 +221,7 @@ fn tasks_of(scope: &StepPlace, flow: &Flow, step: &Step, results: &[Arg]) -> Vec
     each.iter().enumerate().map(member).collect()
 }
 
-/// Makes a child of a step: the member with these arguments of its own, or the task itself. `done` are its results if it has
+/// Makes a child of a step: the member with these arguments, or the task itself. `done` are its results if it has
 /// succeeded in the workflow that this one repeats.
 fn child(
     place: StepPlace,
