@@ -1,7 +1,8 @@
 //! What is measured: one line each.
 
 use crate::order::System::{
-    self, Ed25519, Ed25519Encrypted, Floor, Hmac, HmacEncrypted, Limited, Machinery, Machinist,
+    self, Ed25519, Ed25519Encrypted, Floor, Hmac, HmacEncrypted, Limited, Machinery, MachineryQuorum,
+    Machinist,
 };
 
 /// One thing to measure.
@@ -161,7 +162,7 @@ pub(crate) const CASES: [Case; 23] = [
         )
     },
     Case {
-        systems: &[Machinist, Machinery],
+        systems: &[Machinist, Machinery, MachineryQuorum],
         ..case(
             "drain-machinery",
             "drain a full queue of Go machinery, concurrency 256",

@@ -13,6 +13,8 @@ pub(crate) enum System {
     Limited,
     /// This project on a queue of Go machinery, with the states that Go expects.
     Machinery,
+    /// The same, on a quorum queue: what is left of the difference when the queue is of the kind that ours is.
+    MachineryQuorum,
     /// This project, everything signed with HMAC-SHA256.
     Hmac,
     /// This project, everything signed with Ed25519.
@@ -30,6 +32,7 @@ impl System {
             Self::Machinist => "machinist",
             Self::Limited => "limited",
             Self::Machinery => "machinery",
+            Self::MachineryQuorum => "machinery, quorum",
             Self::Hmac => "hmac",
             Self::Ed25519 => "ed25519",
             Self::HmacEncrypted => "hmac, encrypted",

@@ -62,7 +62,7 @@ async fn callback(State(shop): State<Shop>, _: Rest<serde_json::Value>) -> Resul
 
 pub(crate) async fn play(order: &Order) -> Result<Told> {
     let app = match order.system {
-        System::Machinery => connect_to_machinery(order).await?,
+        System::Machinery | System::MachineryQuorum => connect_to_machinery(order).await?,
         system => connect_to(&order.servers, system).await?,
     };
     let told = match order.duty {
@@ -130,7 +130,9 @@ async fn connect_to_machinery(order: &Order) -> Result<App> {
 /// The same in every process, because a sender's worker must know them. They keep nothing secret.
 fn keys(system: System) -> Result<Vec<Key>> {
     let algorithms: &[Algorithm] = match system {
-        System::Floor | System::Machinist | System::Limited | System::Machinery => &[],
+        System::Floor | System::Machinist | System::Limited | System::Machinery | System::MachineryQuorum => {
+            &[]
+        }
         System::Hmac => &[Algorithm::HmacSha256],
         System::Ed25519 => &[Algorithm::Ed25519],
         System::HmacEncrypted => &[Algorithm::HmacSha256, Algorithm::XChaCha20Poly1305],

@@ -208,6 +208,7 @@ impl<'a> Measured<'a> {
         let others = [
             System::Limited,
             System::Machinery,
+            System::MachineryQuorum,
             System::Hmac,
             System::Ed25519,
             System::HmacEncrypted,

@@ -13,7 +13,7 @@ use lapin::{
         ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
     },
     protocol::{AMQPErrorKind, AMQPSoftError},
-    types::FieldTable,
+    types::{AMQPValue, FieldTable},
 };
 use serde::Serialize;
 use tokio::{
@@ -159,8 +159,13 @@ impl<'a> Bench<'a> {
                 (Some(Duty::Idle { seconds }), None, servers)
             }
         };
-        if system == System::Machinery {
-            self.declare_as_go(&queue(case, system)).await?;
+        let declared = match system {
+            System::Machinery => Some("classic"),
+            System::MachineryQuorum => Some("quorum"),
+            _ => None,
+        };
+        if let Some(kind) = declared {
+            self.declare_as_go(&queue(case, system), kind).await?;
         }
         if let Shape::Drain { .. } = case.shape {
             Part::start_program(&self.program, &self.order(case, system, send_all, &servers))
@@ -213,15 +218,17 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Declares exchange and queue as a program of Go does.
-    async fn declare_as_go(&self, queue: &str) -> Result<()> {
+    /// Declares exchange and queue as a program of Go does whose configuration asks for this kind of queue.
+    async fn declare_as_go(&self, queue: &str, kind: &str) -> Result<()> {
         let channel = self.amqp.create_channel().await?;
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         let none = FieldTable::default;
         let exchange = product::MACHINERY_EXCHANGE;
         channel.exchange_declare(exchange.into(), ExchangeKind::Direct, durable, none()).await?;
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        channel.queue_declare(queue.into(), durable, none()).await?;
+        let mut arguments = none();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+        channel.queue_declare(queue.into(), durable, arguments).await?;
         channel
             .queue_bind(queue.into(), exchange.into(), queue.into(), QueueBindOptions::default(), none())
             .await?;

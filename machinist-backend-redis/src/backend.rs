@@ -14,10 +14,10 @@ use machinist_adapter::{
 
 use crate::{
     batch,
+    batcher::Batcher,
     channel_watches::ChannelWatches,
     command::{command, instant, put, read, remove, score, scored},
     commit::{KeyedCommit, facts},
-    commit_batcher::CommitBatcher,
     connect::{RedisAddress, RedisTimeouts, explain_tls},
     doctor,
     error::{backend_error, key_error},
@@ -67,7 +67,7 @@ pub struct RedisBackend {
     location: String,
     keys: RedisKeys,
     links: Arc<RedisLinks>,
-    batcher: CommitBatcher,
+    batcher: Batcher<KeyedCommit>,
     watches: ChannelWatches,
 }
 
@@ -123,7 +123,7 @@ impl RedisBackend {
             });
         }
         let watches = ChannelWatches::new(place, patience, keys.index(&Index::Sessions));
-        let batcher = CommitBatcher::new(Arc::clone(&links));
+        let batcher = Batcher::new(Arc::clone(&links));
         Ok(Self { location: parsed.location, keys, links, batcher, watches })
     }
 
@@ -167,7 +167,7 @@ impl Backend for RedisBackend {
             && let Some(commit) = batch.pop()
         {
             let key = self.keys.record(&commit.id);
-            return vec![self.batcher.commit(key, commit).await];
+            return vec![self.batcher.make(KeyedCommit { key, commit }).await];
         }
         let mut outcomes = Vec::with_capacity(batch.len());
         let key = |commit: &Commit| self.keys.record(&commit.id);

@@ -3,16 +3,39 @@
 use std::iter;
 
 use machinist_adapter::{
-    backend::{BackendError, Committed},
+    backend::{BackendError, Commit, Committed},
     id::RecordKind,
 };
 use redis::RedisResult;
 
 use crate::{
+    additions::Additions,
+    batcher::BatchRequest,
     commit::{KeyedCommit, alike, answers, call},
-    error::{is_of_one_key, key_error},
+    error::{backend_error, is_of_one_key, key_error},
     link::RedisLinks,
 };
+
+impl BatchRequest for KeyedCommit {
+    type Answer = Committed;
+
+    fn size(&self) -> usize {
+        size(&self.commit)
+    }
+
+    async fn make(links: &RedisLinks, commits: Vec<Self>) -> Vec<Result<Committed, BackendError>> {
+        let united = Additions::unite(commits);
+        let made = match make(links, &united.commits).await {
+            Ok(made) => made,
+            Err(error) => united.commits.iter().map(|_| Err(backend_error(&error))).collect(),
+        };
+        united.outcomes(&made)
+    }
+}
+
+fn size(commit: &Commit) -> usize {
+    commit.facts.iter().chain(&commit.equal_or_absent).map(|(name, value)| name.len() + value.len()).sum()
+}
 
 /// Makes these commits, each with its own outcome. Those that do not do the same are made in any order.
 pub(crate) async fn make(

@@ -106,6 +106,11 @@ pub(crate) fn is_of_one_key(error: &RedisError) -> bool {
     code(error) == "WRONGTYPE"
 }
 
+/// Returns `true` if the user lacks a right, perhaps to one of many keys.
+pub(crate) fn is_missing_right(error: &RedisError) -> bool {
+    code(error) == "NOPERM"
+}
+
 /// Code of [`not_replicated`].
 const NOT_REPLICATED: &str = "NOTREPLICATED";
 

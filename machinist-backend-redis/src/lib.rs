@@ -13,10 +13,10 @@
 mod additions;
 mod backend;
 mod batch;
+mod batcher;
 mod channel_watches;
 mod command;
 mod commit;
-mod commit_batcher;
 mod connect;
 mod doctor;
 mod error;

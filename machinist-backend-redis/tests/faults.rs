@@ -331,6 +331,7 @@ async fn a_value_is_replaced_as_it_was_read_alone() {
     assert!(values.replace(&one, None, b"old", BOUND).await.unwrap());
     assert!(!values.replace(&one, None, b"new", BOUND).await.unwrap(), "there is one");
     assert!(!values.replace(&one, Some(b"other"), b"new", BOUND).await.unwrap());
+    assert!(values.replace(&one, None, b"old", BOUND).await.unwrap(), "its first reply may have been lost");
     assert!(!values.write_absent(&one, b"new", BOUND).await.unwrap());
     assert_eq!(read().await.as_deref(), Some(&b"old"[..]));
     for found in ["old", "new"] {
@@ -360,6 +361,57 @@ async fn a_value_is_replaced_as_it_was_read_alone() {
     values.write(&list, b"x", BOUND).await.unwrap();
     assert_eq!(values.read(&[&*list]).await.unwrap()[0].as_deref(), Some(&b"x"[..]), "in place of anything");
     namespace.erase().await;
+}
+
+#[tokio::test]
+async fn requests_about_many_values_are_answered_each_for_itself() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let mut door = namespace.side_door().await;
+    let keys = format!("~{}:*", namespace.prefix);
+    let rights = ["+evalsha", "+script|load", "+get", "+set", "+time", "+ping", "+hello"];
+    let rights: Vec<&str> = [&*keys, "resetchannels", "-@all"].into_iter().chain(rights).collect();
+    let (name, url) = user(&namespace, &rights).await;
+    let values = namespace.connect(&url).await.values();
+    let key = |at: usize| format!("{}:{at}", namespace.prefix);
+    let list = key(1000);
+    redis::cmd("LPUSH").arg(&list).arg("x").exec_async(&mut door).await.unwrap();
+    redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut door).await.unwrap();
+    for round in 0..3 {
+        let (before, after) = (format!("v{round}"), format!("v{}", round + 1));
+        let found = (round > 0).then_some(before.as_bytes());
+        let each = (0..300).map(|at| {
+            let (values, after, key) = (&values, after.as_bytes(), key(at));
+            async move {
+                // Every third one is not as it was read.
+                let found = if at % 3 == 0 && found.is_some() { Some(&b"other"[..]) } else { found };
+                values.replace(&key, found, after, BOUND).await.unwrap()
+            }
+        });
+        let others = async {
+            let wrong = futures_util::future::join3(
+                values.replace(&list, None, b"x", BOUND),
+                values.replace("elsewhere", None, b"x", BOUND),
+                values.read(&["elsewhere"]),
+            )
+            .await;
+            assert!(matches!(wrong.0, Err(BackendError::Record { .. })), "{:?}", wrong.0);
+            assert!(matches!(wrong.1, Err(BackendError::Refused { .. })), "{:?}", wrong.1);
+            assert!(matches!(wrong.2, Err(BackendError::Refused { .. })), "{:?}", wrong.2);
+        };
+        let (replaced, ()) = futures_util::future::join(futures_util::future::join_all(each), others).await;
+        for (at, replaced) in replaced.iter().enumerate() {
+            assert_eq!(*replaced, at % 3 > 0 || round == 0, "{at} in round {round}");
+        }
+        let names: Vec<String> = (0..300).map(key).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        for (at, found) in values.read(&names).await.unwrap().into_iter().enumerate() {
+            let expected = if at % 3 > 0 { &*after } else { "v1" };
+            assert_eq!(found.as_deref(), Some(expected.as_bytes()), "{at}");
+        }
+    }
+    let left: i64 = redis::cmd("PTTL").arg(key(1)).query_async(&mut door).await.unwrap();
+    assert!(left > 0 && left <= BOUND.as_millis() as i64, "{left}");
+    forget_user(&namespace, &name).await;
 }
 
 #[tokio::test]

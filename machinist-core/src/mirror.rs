@@ -52,8 +52,8 @@ pub trait Mirror: fmt::Debug + Send + Sync + 'static {
     ) -> Result<Followed, BackendError>;
 
     /// Shows the recorded end of a task once more, after all that follows it was published. Called when its message comes
-    /// again: the other program may have run that message meanwhile, and shown a state that passes. An end that is shown
-    /// there stays, and so does a state that has expired.
+    /// again, but not for a guard: the other program may have run that message meanwhile, and shown a state that passes. An
+    /// end that is shown there stays, and so does a state that has expired.
     ///
     /// # Errors
     /// [`BackendError`]: the worker tries again, with pauses, until the process ends.
@@ -67,6 +67,27 @@ pub trait Mirror: fmt::Debug + Send + Sync + 'static {
     ) -> Result<(), BackendError> {
         let _ = (task, outcome);
         Ok(())
+    }
+
+    /// Returns what a task owes by now of which all that followed it was published before. Called when its message or a guard
+    /// of it comes again: what depends on other tasks, such as the callback of a group, was perhaps not owed then, and nobody
+    /// else may know that it is owed now. Messages that [`follow`](Self::follow) has returned are not among them.
+    ///
+    /// The same answers are possible as those of `follow`, with [`MirroredTask::followed`] set. The worker publishes the
+    /// messages, and asks no more.
+    ///
+    /// # Errors
+    /// [`BackendError`]: the worker asks again, with pauses, until the process ends.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves part of it done, which a repetition completes.
+    async fn owed_since(
+        &self,
+        task: &MirroredTask,
+        outcome: MirroredOutcome<'_>,
+    ) -> Result<Followed, BackendError> {
+        let _ = (task, outcome);
+        Ok(Followed::Owes(Vec::new()))
     }
 
     /// Shows that tasks are about to be sent, with the groups that they form. The client calls it before it publishes
@@ -216,12 +237,14 @@ pub struct MirroredTask {
     pub guarded: bool,
     /// `true` if the outcome was found recorded: some of what follows may have been done by a worker that died.
     pub repeated: bool,
+    /// `true` if the record says that all that follows the task was published.
+    pub followed: bool,
 }
 
 impl MirroredTask {
     /// Creates the task of a message, guarded and not repeated, for tests of a mirror.
     pub fn new(id: TaskId, name: TaskName, message: Arc<Message>, at: Timestamp) -> Self {
-        Self { id, name, message, at, guarded: true, repeated: false }
+        Self { id, name, message, at, guarded: true, repeated: false, followed: false }
     }
 }
 
@@ -244,7 +267,7 @@ pub enum Followed {
 pub enum PassingState {
     /// A worker has the task, and waits for a slot.
     Received,
-    /// A run has started.
+    /// A run has started, and has not ended soon.
     Started,
 }
 

@@ -3,33 +3,82 @@
 //! Values stay as text until somebody needs them. A number that passes through is therefore never a float in between,
 //! and what is not known here goes on as it came.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _, sync::LazyLock};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
+    de::{Error, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
+/// Names of fields that Go writes. Those of a signature come first, and no two of all differ by case alone.
+const NAMES: [&str; 32] = [
+    "UUID",
+    "Name",
+    "RoutingKey",
+    "ETA",
+    "GroupUUID",
+    "GroupTaskCount",
+    "Args",
+    "Headers",
+    "Priority",
+    "Immutable",
+    "RetryCount",
+    "RetryTimeout",
+    "OnSuccess",
+    "OnError",
+    "ChordCallback",
+    "BrokerMessageGroupId",
+    "SQSReceiptHandle",
+    "StopTaskDeletionOnError",
+    "IgnoreWhenTaskNotRegistered",
+    "Type",
+    "Value",
+    "TaskUUID",
+    "TaskName",
+    "State",
+    "Results",
+    "Error",
+    "CreatedAt",
+    "TTL",
+    "TaskUUIDs",
+    "ChordTriggered",
+    "Lock",
+    "TriggeredBy",
+];
+
+/// Values that most fields of a message have, besides those that serde_json knows.
+static USUAL_VALUES: LazyLock<[Box<RawValue>; 4]> =
+    LazyLock::new(|| ["\"\"", "0", "{}", "[]"].map(|text| raw(text.to_owned())));
+
 /// Fields of an object, in their order, each with the text of its value.
+///
+/// A message of Go has nineteen of them, and most have a value that is known here: neither those nor their names are copied.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct RawFields(Vec<(String, Box<RawValue>)>);
+pub(crate) struct RawFields {
+    fields: Vec<(Cow<'static, str>, Cow<'static, RawValue>)>,
+    /// `true` if Go writes all of these names as they were read, and each is there once.
+    plain: bool,
+}
 
 impl RawFields {
-    /// Spells these names as they are written here. Names of Go differ by more than case, and Go reads any case; the last
-    /// of several fields counts.
-    pub(crate) fn with_spelling<'a>(mut self, names: impl Iterator<Item = &'a str>) -> Self {
+    /// Spells these names of Go as they are written here. Names of Go differ by more than case, and Go reads any case; the
+    /// last of several fields counts.
+    pub(crate) fn with_spelling(mut self, names: impl Iterator<Item = &'static str>) -> Self {
+        if self.plain {
+            return self;
+        }
         for name in names {
             let mut last = None;
-            for (at, (field, _)) in self.0.iter().enumerate() {
+            for (at, (field, _)) in self.fields.iter().enumerate() {
                 if field.eq_ignore_ascii_case(name) {
                     last = Some(at);
                 }
             }
             let Some(last) = last else { continue };
-            name.clone_into(&mut self.0[last].0);
+            self.fields[last].0 = Cow::Borrowed(name);
             let mut at = 0;
-            self.0.retain(|(field, _)| {
+            self.fields.retain(|(field, _)| {
                 at += 1;
                 at == last + 1 || !field.eq_ignore_ascii_case(name)
             });
@@ -39,18 +88,22 @@ impl RawFields {
 
     /// Removes a field.
     pub(crate) fn remove(&mut self, name: &str) {
-        self.0.retain(|(field, _)| field != name);
+        self.fields.retain(|(field, _)| field != name);
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &RawValue)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), &**value))
+        self.fields.iter().map(|(name, value)| (&**name, &**value))
     }
 
     /// Sets a field, in its place if there is one.
     pub(crate) fn put(&mut self, name: &str, value: Box<RawValue>) {
-        match self.0.iter_mut().find(|(field, _)| field == name) {
+        let value = Cow::Owned(value);
+        match self.fields.iter_mut().find(|(field, _)| field == name) {
             Some((_, found)) => *found = value,
-            None => self.0.push((name.to_owned(), value)),
+            None => {
+                self.plain = false;
+                self.fields.push((name.to_owned().into(), value));
+            }
         }
     }
 
@@ -85,16 +138,61 @@ impl<'de> Deserialize<'de> for RawFields {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawFields, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
+                let mut fields = Vec::with_capacity(MANY_FIELDS);
+                let (mut seen, mut plain) = (0_u64, true);
+                while let Some((FieldName(place, name), value)) = map.next_entry()? {
+                    let bit = place.map_or(0, |place| 1_u64 << place);
+                    plain &= bit > 0 && seen & bit == 0;
+                    seen |= bit;
+                    fields.push((name, usual(value)));
                 }
-                Ok(RawFields(fields))
+                Ok(RawFields { fields, plain })
             }
         }
 
         from.deserialize_map(Fields)
     }
+}
+
+/// Number of fields for which there is room at first.
+const MANY_FIELDS: usize = 20;
+
+/// Name of a field, and its place among the names of Go.
+struct FieldName(Option<usize>, Cow<'static, str>);
+
+impl<'de> Deserialize<'de> for FieldName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Name;
+
+        #[rustfmt::skip]
+        impl Visitor<'_> for Name { type Value = FieldName;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("the name of a field")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<FieldName, E> {
+                let place = NAMES.iter().position(|known| *known == name);
+                Ok(FieldName(place, place.map_or_else(|| name.to_owned().into(), |place| NAMES[place].into())))
+            }
+        }
+
+        from.deserialize_str(Name)
+    }
+}
+
+/// Returns a value that outlives its text, without a copy if it is one of those that most fields have.
+fn usual(value: &RawValue) -> Cow<'static, RawValue> {
+    let known = match value.get() {
+        "null" => RawValue::NULL,
+        "false" => RawValue::FALSE,
+        "true" => RawValue::TRUE,
+        text => match USUAL_VALUES.iter().find(|usual| usual.get() == text) {
+            Some(usual) => usual,
+            None => return Cow::Owned(value.to_owned()),
+        },
+    };
+    Cow::Borrowed(known)
 }
 
 /// Returns the raw value of a JSON text that was written here.
@@ -185,6 +283,23 @@ mod tests {
         write_text(&mut out, "ü<&>\"q\"\\ \n\r\t\u{8}\u{c}\u{1}\u{7f} \u{2028}\u{2029} 😀");
         let go = "\"ü\\u003c\\u0026\\u003e\\\"q\\\"\\\\ \\n\\r\\t\\b\\f\\u0001\u{7f} \\u2028\\u2029 😀\"";
         assert_eq!(out, go);
+    }
+
+    #[test]
+    fn fields_that_are_read_twice_or_spelled_otherwise_are_not_plain() {
+        for (text, plain) in [
+            (r#"{"UUID":"a","Args":null,"ETA":"x"}"#, true),
+            (r#"{"UUID":"a","UUID":"b"}"#, false),
+            (r#"{"UUID":"a","uuid":"b"}"#, false),
+            (r#"{"UUID":"a","\u0055UID":"b"}"#, false),
+            (r#"{"more":1}"#, false),
+        ] {
+            assert_eq!(serde_json::from_str::<RawFields>(text).unwrap().plain, plain, "{text}");
+        }
+        let mut names = NAMES.map(str::to_ascii_lowercase).to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), NAMES.len(), "their spelling tells them apart");
     }
 
     #[test]

@@ -111,6 +111,15 @@ impl MachineryMirror {
         for _ in 0..REPLACE_TRIES {
             let found = match self.values.read(&[lock.key.as_str()]).await {
                 Ok(mut found) => found.pop().flatten(),
+                // As in Go, and as for a text that is no time: nobody can take it. The next ticks must not wait for that.
+                Err(BackendError::Record { reason }) => {
+                    tracing::error!(
+                        name = tick.name,
+                        reason,
+                        "the lock of a periodic task is no lock: nobody takes its ticks until that key is deleted"
+                    );
+                    return Ok(false);
+                }
                 Err(error) => return Err(error),
             };
             match lock.decide(found.as_deref(), tick) {
@@ -216,7 +225,7 @@ impl MachineryMirror {
             );
             return Ok(Chord::NotOwed);
         };
-        let owes = meta.is_triggered_by(id);
+        let owes = meta.is_owed_by(id, task.followed);
         if meta.triggered && !owes {
             return Ok(Chord::NotOwed);
         }
@@ -247,7 +256,7 @@ impl MachineryMirror {
         if !owes && !task.guarded {
             return Ok(Chord::NeedsGuard);
         }
-        if !owes && !self.trigger(&group, id).await? {
+        if !owes && !self.trigger(&group, task).await? {
             return Ok(Chord::NotOwed);
         }
         if states.contains(&MemberState::Failed) {
@@ -317,18 +326,20 @@ impl MachineryMirror {
     }
 
     /// Sets the flag of a group under Go's lock. Returns `false` if somebody else has set it.
-    async fn trigger(&self, group: &str, id: &str) -> Result<bool, BackendError> {
+    async fn trigger(&self, group: &str, task: &MirroredTask) -> Result<bool, BackendError> {
         let token = TaskId::fresh().to_string();
         let mut tries = 0;
-        while !self.values.write_absent(CHORD_LOCK, token.as_bytes(), LOCK_EXPIRY).await? {
+        while !self.lock_chords(token.as_bytes()).await? {
             tries += 1;
             if tries >= LOCK_TRIES.0 {
-                let error = format!("the lock {CHORD_LOCK} is taken all the time");
+                let error = format!(
+                    "the lock {CHORD_LOCK} is taken all the time; if no worker of Go runs, delete that key"
+                );
                 return Err(BackendError::Unavailable(error.into()));
             }
             tokio::time::sleep(LOCK_TRIES.1).await;
         }
-        let set = self.set_triggered(group, id).await;
+        let set = self.set_triggered(group, task).await;
         // Unreleased, it expires.
         if let Err(error) = self.values.delete(CHORD_LOCK, token.as_bytes()).await {
             tracing::debug!(%error, "the lock of chords was not released");
@@ -336,13 +347,36 @@ impl MachineryMirror {
         set
     }
 
-    async fn set_triggered(&self, group: &str, id: &str) -> Result<bool, BackendError> {
+    /// Takes the lock of chords. Returns `false` if somebody else has it.
+    async fn lock_chords(&self, token: &[u8]) -> Result<bool, BackendError> {
+        if self.values.write_absent(CHORD_LOCK, token, LOCK_EXPIRY).await? {
+            return Ok(true);
+        }
+        match self.values.read(&[CHORD_LOCK]).await {
+            // A client of a cluster repeats a call whose reply was lost.
+            Ok(found) => Ok(found.first().is_some_and(|found| found.as_deref() == Some(token))),
+            // Nobody holds it or can take it, in Go either. The flag is replaced only if it is still as it was read.
+            Err(BackendError::Record { reason }) => {
+                tracing::error!(
+                    reason,
+                    "the lock of chords is no lock, and workers of Go trigger no chord until that key is deleted; going on \
+                     without it"
+                );
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn set_triggered(&self, group: &str, task: &MirroredTask) -> Result<bool, BackendError> {
+        let id = task.id.as_str();
         let Some((found, meta)) = self.group(group).await? else { return Ok(false) };
         if meta.triggered {
-            return Ok(meta.is_triggered_by(id));
+            return Ok(meta.is_owed_by(id, task.followed));
         }
-        let record = meta.trigger(id);
-        // Not as found any more: another member was faster, whose lock had expired.
+        let record = meta.trigger(id, task.followed);
+        // Not as found any more: another member was faster, whose lock had expired. What this very call has written before its
+        // reply was lost counts as written.
         self.values.replace(group, Some(&found), record.as_bytes(), self.expiry).await
     }
 }
@@ -412,6 +446,25 @@ impl Mirror for MachineryMirror {
             _ => return Ok(()),
         };
         self.put_as(&end, decide_end_again).await
+    }
+
+    async fn owed_since(
+        &self,
+        task: &MirroredTask,
+        outcome: MirroredOutcome<'_>,
+    ) -> Result<Followed, BackendError> {
+        let nothing = Followed::Owes(Vec::new());
+        let MirroredOutcome::Success(_) = outcome else { return Ok(nothing) };
+        // While a worker of Go ran this member again, the others may have ended, and seen that it runs.
+        let Ok(member) = GoSignature::parse(&task.message.body) else { return Ok(nothing) };
+        match self.chord(&member, task).await? {
+            Chord::NotOwed => Ok(nothing),
+            Chord::Callback(callback) => {
+                Ok(Followed::Owes(self.owed(&callback, task).await?.into_iter().collect()))
+            }
+            Chord::NeedsGuard => Ok(Followed::NeedsGuard),
+            Chord::Later => Ok(Followed::Later),
+        }
     }
 
     async fn sending(&self, tasks: &[SentTask], groups: &[SentGroup]) -> Result<(), BackendError> {

@@ -228,6 +228,8 @@ fn instant(at: Timestamp) -> String {
 
 /// Name of the field that says which task of ours has triggered a chord. Go leaves it alone.
 const TRIGGERED_BY: &str = "TriggeredBy";
+/// Name of the field that says that all else that follows this task had been published before.
+const TRIGGERED_SINCE: &str = "TriggeredSince";
 
 /// The members of a group.
 #[derive(Debug, Clone)]
@@ -264,19 +266,26 @@ impl GroupMeta {
         Some(Self { fields, members, triggered })
     }
 
-    /// Returns `true` if this task has triggered the callback: then it owes the callback.
-    pub(crate) fn is_triggered_by(&self, id: &str) -> bool {
+    /// Returns `true` if this task has triggered the callback, and owes it unless its record says that it was published.
+    /// `followed` is `true` if the record says so of what the task owed at first: then the callback of a chord that the task
+    /// has triggered before is not owed any more.
+    pub(crate) fn is_owed_by(&self, id: &str, followed: bool) -> bool {
         let by = self.fields.get(TRIGGERED_BY);
         let by = by.and_then(|by| serde_json::from_str::<String>(by.get()).ok());
-        self.triggered && by.as_deref() == Some(id)
+        let since = self.fields.get(TRIGGERED_SINCE).is_some_and(|since| since.get() == "true");
+        self.triggered && by.as_deref() == Some(id) && (since || !followed)
     }
 
-    /// Returns the record in which this task has triggered the callback.
-    pub(crate) fn trigger(mut self, id: &str) -> String {
+    /// Returns the record in which this task has triggered the callback. `followed` is `true` if all else that follows the
+    /// task was published before.
+    pub(crate) fn trigger(mut self, id: &str, followed: bool) -> String {
         let mut by = String::new();
         write_text(&mut by, id);
         self.fields.put("ChordTriggered", raw("true".to_owned()));
         self.fields.put(TRIGGERED_BY, raw(by));
+        if followed {
+            self.fields.put(TRIGGERED_SINCE, raw("true".to_owned()));
+        }
         let mut out = String::new();
         self.fields.write(&mut out);
         out
@@ -449,13 +458,18 @@ mod tests {
     fn a_chord_says_who_has_triggered_it() {
         let meta = GroupMeta::parse(record("group-meta").as_bytes()).unwrap();
         assert!(!meta.triggered && meta.members.len() == 3);
-        let triggered = meta.trigger("task_x");
+        let since = meta.clone().trigger("task_x", true);
+        let triggered = meta.trigger("task_x", false);
         let go = triggered.replace(r#","TriggeredBy":"task_x""#, "").replace("true", "false");
         assert_eq!(go, record("group-meta"), "and nothing else changes");
         let meta = GroupMeta::parse(triggered.as_bytes()).unwrap();
-        assert!(meta.is_triggered_by("task_x") && !meta.is_triggered_by("task_y"));
+        assert!(meta.is_owed_by("task_x", false) && !meta.is_owed_by("task_y", false));
+        assert!(!meta.is_owed_by("task_x", true), "published before the record said that all was");
+        let meta = GroupMeta::parse(since.as_bytes()).unwrap();
+        assert!(meta.is_owed_by("task_x", true) && !meta.is_owed_by("task_y", true));
+        assert!(meta.is_owed_by("task_x", false), "the record was lost since");
         let theirs = GroupMeta::parse(record("group-meta-chord-triggered").as_bytes()).unwrap();
-        assert!(theirs.triggered && !theirs.is_triggered_by("task_x"));
+        assert!(theirs.triggered && !theirs.is_owed_by("task_x", false));
         assert!(GroupMeta::parse(b"[]").is_none());
     }
 

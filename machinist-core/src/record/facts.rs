@@ -98,6 +98,8 @@ pub(crate) mod name {
 
     pub(crate) const END: &str = "end";
     pub(crate) const FOLLOWED: &str = "f";
+    /// In addition to `f`: what another program was owed only later is published too.
+    pub(crate) const FOLLOWED_SINCE: &str = "fs";
     pub(crate) const REVOKED: &str = "rv";
     /// In addition to `rv`: the run must be cut off at once.
     pub(crate) const TERMINATED: &str = "rt";

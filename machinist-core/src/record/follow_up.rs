@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{
     FailureKind,
-    facts::{Counters, End, EndVerdict, Facts, Failure, Retried, name},
+    facts::{Counters, End, EndVerdict, FactName, Facts, Failure, Retried, name},
     fold::Attempts,
     retention::MIN_RESULTS_TTL,
 };
@@ -34,17 +34,25 @@ pub(crate) enum FollowUp {
 impl FollowUp {
     /// Creates the commit which records that the follow-up is done.
     pub(crate) fn done(&self, id: &TaskId, attempt: u32) -> Option<Commit> {
-        let fact = match self {
-            Self::Nothing => return None,
-            Self::NextRun { .. } => name::followed(attempt),
-            Self::Ended { .. } | Self::DeadLetter { .. } => name::FOLLOWED.into(),
-        };
-        let mut commit = Commit::new(id.clone());
-        commit.facts = vec![(fact, Bytes::from_static(b"1"))];
-        // After lost data this must not leave a record behind that lives forever.
-        commit.expiry = Expiry::AfterUnlessSet(MIN_RESULTS_TTL);
-        Some(commit)
+        match self {
+            Self::Nothing => None,
+            Self::NextRun { .. } => Some(mark(id, name::followed(attempt))),
+            Self::Ended { .. } | Self::DeadLetter { .. } => Some(mark(id, name::FOLLOWED.into())),
+        }
     }
+}
+
+/// Creates the commit which records that another program has got what it was owed only after the follow-up was done.
+pub(crate) fn followed_since(id: &TaskId) -> Commit {
+    mark(id, name::FOLLOWED_SINCE.into())
+}
+
+fn mark(id: &TaskId, fact: FactName) -> Commit {
+    let mut commit = Commit::new(id.clone());
+    commit.facts = vec![(fact, Bytes::from_static(b"1"))];
+    // After lost data this must not leave a record behind that lives forever.
+    commit.expiry = Expiry::AfterUnlessSet(MIN_RESULTS_TTL);
+    commit
 }
 
 /// Returns the follow-up that the outcome of an attempt still requires; `None` while the attempt has no outcome.

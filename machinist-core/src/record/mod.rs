@@ -68,7 +68,7 @@ pub(crate) use facts::{Counters, EncodedResults, End, EndVerdict, Failure, Reser
 #[cfg(test)]
 pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};
-pub(crate) use follow_up::{FollowUp, failure_of, recorded_follow_up};
+pub(crate) use follow_up::{FollowUp, failure_of, followed_since, recorded_follow_up};
 pub(crate) use join::{
     EndedMember, JoinDecision, JoinedMember, decide_join, ended_members, extend_join, forget_join,
     gathered_fact, join, may_be_decided, upstream_error, waiting_callback,

@@ -33,11 +33,13 @@ pub(crate) enum ParkDecision {
 /// Decides about a delivery of this attempt and guard generation whose start is refused. `may_run` is `true` if the newest
 /// start may still run somewhere.
 pub(crate) fn decide_parking(facts: &Facts, attempt: u32, generation: u32, may_run: bool) -> ParkDecision {
-    if Attempts::of(facts).newest_guard(attempt) > generation {
-        return ParkDecision::NewerGuard;
-    }
-    if let Some(follow_up) = recorded_follow_up(facts, attempt) {
-        return ParkDecision::Over(follow_up);
+    let guarded = Attempts::of(facts).newest_guard(attempt) > generation;
+    match recorded_follow_up(facts, attempt) {
+        // As for a start: what is done is done for every copy.
+        Some(FollowUp::Nothing) => return ParkDecision::Over(FollowUp::Nothing),
+        _ if guarded => return ParkDecision::NewerGuard,
+        Some(follow_up) => return ParkDecision::Over(follow_up),
+        None => {}
     }
     if may_run || facts.has(name::REVOKED) {
         return ParkDecision::Proceed;
@@ -105,6 +107,16 @@ mod tests {
         assert!(unpark(&id(), 1, 3).apply(&mut facts));
         assert_eq!((parked(&facts), decide_parking(&facts, 1, 2, false)), (None, ParkDecision::NewerGuard));
         assert_eq!(decide_parking(&facts, 1, 3, false), ParkDecision::Park(None));
+    }
+
+    #[test]
+    fn an_older_copy_of_a_task_that_is_done_learns_so() {
+        let mut facts = Facts::new();
+        assert!(park(&id(), &one(1), None, NOW).apply(&mut facts));
+        facts.put(name::END, r#"{"at":1,"state":"SUCCESS"}"#);
+        assert_eq!(decide_parking(&facts, 1, 0, false), ParkDecision::NewerGuard);
+        facts.put(name::FOLLOWED, "1");
+        assert_eq!(decide_parking(&facts, 1, 0, false), ParkDecision::Over(FollowUp::Nothing));
     }
 
     #[test]

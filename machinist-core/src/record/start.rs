@@ -146,11 +146,13 @@ pub(crate) fn decide_start(
         claim.starts = known_starts(facts, request.attempt).into();
         return StartDecision::AlreadyStarted(claim);
     }
-    if attempts.newest_guard(request.attempt) > request.generation {
-        return StartDecision::NewerGuard;
-    }
-    if let Some(follow_up) = follow_up {
-        return StartDecision::Over(follow_up);
+    let guarded = attempts.newest_guard(request.attempt) > request.generation;
+    match follow_up {
+        // Before the guards: a copy that another program had in its hands may have to show the end again, and a guard does not.
+        Some(FollowUp::Nothing) => return StartDecision::Over(FollowUp::Nothing),
+        _ if guarded => return StartDecision::NewerGuard,
+        Some(follow_up) => return StartDecision::Over(follow_up),
+        None => {}
     }
     let other_arguments =
         |(fact, value): &(FactName, Bytes)| facts.get(fact).is_some_and(|known| known != value);
@@ -263,6 +265,17 @@ mod tests {
         ));
         let newer = StartRequest { generation: 1, ..request("b", "s2") };
         assert!(matches!(decide_start(&facts, &newer, |_, _| true, NOW), StartDecision::TakeOver(_)));
+    }
+
+    #[test]
+    fn an_older_copy_of_a_task_that_is_done_learns_so() {
+        let (mut facts, _) = started();
+        facts.put(name::guard(1, 1), "1");
+        facts.put(name::END, r#"{"at":1,"state":"SUCCESS"}"#);
+        let decision = |facts: &Facts| decide_start(facts, &request("b", "s2"), |_, _| true, NOW);
+        assert!(matches!(decision(&facts), StartDecision::NewerGuard), "the guard does what follows");
+        facts.put(name::FOLLOWED, "1");
+        assert!(matches!(decision(&facts), StartDecision::Over(FollowUp::Nothing)));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Debts of a worker to the program that shares a queue: the states of its tasks, and the messages that follow them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     WorkerContext,
@@ -14,9 +15,12 @@ use crate::{
     dead_letters::NewDeadLetter,
     delay::keep_for,
     mirror::{Followed, Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState},
-    record::{DeadReason, EndVerdict, FollowUp, name},
+    record::{DeadReason, EndVerdict, FollowUp, followed_since, name},
     wire::Envelope,
 };
+
+/// Time for which a run lasts before the program that shares the queue is shown that it has started.
+const STARTED_AFTER: Duration = Duration::from_millis(50);
 
 /// Result of showing an outcome to the program that shares a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +54,17 @@ impl ShownEnd {
 }
 
 impl WorkerContext {
+    /// Shows that a run has started, unless it ends soon: the end of the handler drops what is returned, and a state that is
+    /// superseded at once is never written. Spawned, because a handler may block its thread.
+    pub(super) fn show_started(&self, envelope: &Envelope) -> Option<AbortOnDropHandle<()>> {
+        let (mirror, task) = self.mirrored(envelope)?;
+        let mirror = Arc::clone(mirror);
+        Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::time::sleep(STARTED_AFTER).await;
+            mirror.show(&task, PassingState::Started).await;
+        })))
+    }
+
     /// Shows a state that nothing depends on. Does not wait.
     pub(super) fn show(&self, envelope: &Envelope, state: PassingState) {
         let Some((mirror, task)) = self.mirrored(envelope) else { return };
@@ -63,7 +78,10 @@ impl WorkerContext {
         let (id, name) = (envelope.id.clone(), envelope.name.clone());
         // A guard comes from a queue that only workers of machinist consume.
         let guarded = envelope.generation > 0 || self.app.0.rules.guards_of(&envelope.queue).is_none();
-        Some((mirror, MirroredTask { id, name, message, at: self.now(), guarded, repeated: false }))
+        Some((
+            mirror,
+            MirroredTask { id, name, message, at: self.now(), guarded, repeated: false, followed: false },
+        ))
     }
 
     /// Shows a recorded outcome to the program that shares the queue, and publishes what follows the task there. If
@@ -78,19 +96,28 @@ impl WorkerContext {
         let Some((mirror, mut task)) = self.mirrored(envelope) else { return Ok(nothing) };
         task.repeated = end.is_none();
         let owed = match follow_up {
-            // A guard was never in the hands of the other program: it does not tell that a state has replaced the end.
-            FollowUp::Nothing if envelope.generation > 0 => return Ok(nothing),
             FollowUp::Nothing => {
-                self.show_end_again(mirror, envelope, &task).await?;
-                return Ok(nothing);
+                task.followed = true;
+                return Box::pin(self.come_again(mirror, envelope, task)).await;
             }
-            FollowUp::NextRun { .. } => self.shown(mirror, envelope, task, MirroredOutcome::Retry).await?,
+            FollowUp::NextRun { .. } => {
+                self.follow_there(mirror, envelope, task, MirroredOutcome::Retry).await?
+            }
             FollowUp::Ended { .. } | FollowUp::DeadLetter { .. } => {
                 self.calls.can_sign().await?;
                 let end = ShownEnd::of(self.recorded_end(envelope, end).await?.end.verdict);
-                self.shown(mirror, envelope, task, end.outcome()).await?
+                self.follow_there(mirror, envelope, task, end.outcome()).await?
             }
         };
+        self.publish_all(envelope, owed).await
+    }
+
+    /// Publishes what follows a task in the program that shares the queue, or a guard if that is not known yet.
+    async fn publish_all(
+        &self,
+        envelope: &Envelope,
+        owed: Option<Vec<OwedMessage>>,
+    ) -> Result<Mirrored, Unpublished> {
         let Some(owed) = owed else {
             self.guard_debt(envelope).await?;
             return Ok(Mirrored::Later);
@@ -102,8 +129,8 @@ impl WorkerContext {
         Ok(Mirrored::Done { follows })
     }
 
-    /// Shows an outcome, again and again until it is shown. Returns `None` if what follows is not known yet.
-    async fn shown(
+    /// Asks what follows a task, again and again until the mirror answers. Returns `None` if that is not known yet.
+    async fn follow_there(
         &self,
         mirror: &Arc<dyn Mirror>,
         envelope: &Envelope,
@@ -112,7 +139,11 @@ impl WorkerContext {
     ) -> Result<Option<Vec<OwedMessage>>, Unpublished> {
         let mut tries = 0;
         loop {
-            let error = match mirror.follow(&task, outcome).await {
+            let answer = match task.followed {
+                false => mirror.follow(&task, outcome).await,
+                true => mirror.owed_since(&task, outcome).await,
+            };
+            let error = match answer {
                 Ok(Followed::Owes(owed)) => return Ok(Some(owed)),
                 Ok(Followed::Later) => return Ok(None),
                 // Confirmed before the mirror goes on: from here on, the debt is the guard's too.
@@ -128,25 +159,41 @@ impl WorkerContext {
         }
     }
 
-    /// Shows the end of a task whose message has come again after all that follows it was published. Nothing is owed: a
-    /// record that cannot be read leaves what is shown.
-    async fn show_end_again(
+    /// Takes care of a task whose message or guard has come again after all that follows it was published: shows its end
+    /// again, and publishes what it owes since. If its record cannot be read, what is shown stays.
+    async fn come_again(
         &self,
         mirror: &Arc<dyn Mirror>,
         envelope: &Envelope,
-        task: &MirroredTask,
-    ) -> Result<(), Unpublished> {
+        task: MirroredTask,
+    ) -> Result<Mirrored, Unpublished> {
+        let nothing = Mirrored::Done { follows: false };
         let facts = self.calls.read(&envelope.id).await?;
-        let Some(end) = facts.get(name::END) else { return Ok(()) };
+        let Some(end) = facts.get(name::END) else { return Ok(nothing) };
         self.calls.can_sign().await?;
-        let Ok(recorded) = self.recorded_end(envelope, Some(end.clone())).await else { return Ok(()) };
+        let Ok(recorded) = self.recorded_end(envelope, Some(end.clone())).await else { return Ok(nothing) };
         let end = ShownEnd::of(recorded.end.verdict);
-        let mut tries = 0;
-        while let Err(error) = mirror.show_again(task, end.outcome()).await {
-            let error = machinist_adapter::error::chain(&error).join(": ");
-            self.pause_showing(task, &error, &mut tries).await?;
+        // A guard was never in the hands of the other program: it does not tell that a state has replaced the end.
+        if envelope.generation == 0 {
+            let mut tries = 0;
+            while let Err(error) = mirror.show_again(&task, end.outcome()).await {
+                let error = machinist_adapter::error::chain(&error).join(": ");
+                self.pause_showing(&task, &error, &mut tries).await?;
+            }
         }
-        Ok(())
+        if facts.has(name::FOLLOWED_SINCE) {
+            return Ok(nothing);
+        }
+        let owed = self.follow_there(mirror, envelope, task, end.outcome()).await?;
+        let mirrored = self.publish_all(envelope, owed).await?;
+        if mirrored == (Mirrored::Done { follows: true }) {
+            // Only after the publish: without the mark it is published once more, under the same id.
+            match self.calls.commit_outcome(followed_since(&envelope.id)).await {
+                Ok(_) | Err(Unanswered::BadRecord) => {}
+                Err(unanswered) => return Err(unanswered.into()),
+            }
+        }
+        Ok(mirrored)
     }
 
     /// Waits before an outcome is shown again that the other store did not take.

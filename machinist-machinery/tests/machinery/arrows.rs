@@ -120,6 +120,24 @@ impl Mirror for MortalMirror {
         .await
     }
 
+    async fn show_again(
+        &self,
+        task: &MirroredTask,
+        outcome: MirroredOutcome<'_>,
+    ) -> Result<(), BackendError> {
+        self.fate.live_on().await;
+        self.inner.show_again(task, outcome).await
+    }
+
+    async fn owed_since(
+        &self,
+        task: &MirroredTask,
+        outcome: MirroredOutcome<'_>,
+    ) -> Result<Followed, BackendError> {
+        self.fate.live_on().await;
+        self.inner.owed_since(task, outcome).await
+    }
+
     async fn sending(&self, tasks: &[SentTask], groups: &[SentGroup]) -> Result<(), BackendError> {
         self.inner.sending(tasks, groups).await
     }

@@ -4,12 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use machinist::{
-    Followed, Mirror, MirroredOutcome, MirroredTask,
+    Followed, Mirror, MirroredOutcome, MirroredTask, MirroredTick,
     broker::Message,
     redis::{RedisBackend, RedisOptions},
 };
 use machinist_conformance::{eventually, service_url};
-use machinist_core::{Arg, backend::BackendError, clock::wall};
+use machinist_core::{
+    Arg,
+    backend::BackendError,
+    clock::{Timestamp, wall},
+};
 use machinist_machinery::MachineryMirror;
 use redis::{AsyncCommands, aio::MultiplexedConnection};
 use serde_json::{Value, json};
@@ -77,18 +81,21 @@ impl Chord {
         self.put(&self.members[at], state, &record).await;
     }
 
-    /// Writes the record of the group: `new`, or triggered by `ours` or by `theirs`.
+    /// Writes the record of the group: `new`, or triggered by `ours`, by ours `since` all else was published, or by `theirs`.
     async fn meta(&self, meta: &str) {
         let mut record = group_record(&self.group, &self.members, "2026-11-20T23:37:13.465526106Z");
         record["ChordTriggered"] = json!(meta != "new");
-        if meta == "ours" {
+        if meta == "ours" || meta == "since" {
             record["TriggeredBy"] = self.members[0].as_str().into();
+        }
+        if meta == "since" {
+            record["TriggeredSince"] = true.into();
         }
         self.put(&self.group, meta, &record).await;
     }
 
-    /// Ends the first member. Returns the arguments of the callbacks that follow, or `None` if that is not known yet.
-    async fn follow(&self, count: i64) -> Option<Vec<Value>> {
+    /// The first member, as a worker of ours has it.
+    fn task(&self, count: i64) -> MirroredTask {
         let mut callback = signature("add", &[int(100)]);
         callback["UUID"] = self.callback.as_str().into();
         let mut member = signature("add", &[]);
@@ -98,11 +105,25 @@ impl Chord {
         member["ChordCallback"] = callback;
         let message = Arc::new(Message { body: member.to_string().into(), ..Message::default() });
         let id = self.members[0].as_str().try_into().unwrap();
-        let task = MirroredTask::new(id, "add".try_into().unwrap(), message, wall());
+        MirroredTask::new(id, "add".try_into().unwrap(), message, wall())
+    }
+
+    /// Ends the first member. Returns the arguments of the callbacks that follow, or `None` if that is not known yet.
+    async fn follow(&self, count: i64) -> Option<Vec<Value>> {
+        self.ask(&self.task(count)).await
+    }
+
+    /// Asks what follows the first member.
+    async fn ask(&self, task: &MirroredTask) -> Option<Vec<Value>> {
         let mut result = Arg::from_value(json!(1));
         result.kind = "int64".to_owned();
         let results = [result];
-        let follow = async || match self.mirror.follow(&task, MirroredOutcome::Success(&results)).await {
+        let outcome = MirroredOutcome::Success(&results);
+        let follow = async || match task.followed {
+            true => self.mirror.owed_since(task, outcome).await,
+            false => self.mirror.follow(task, outcome).await,
+        };
+        let follow = async || match follow().await {
             // Another test holds the lock for longer than the mirror waits. A worker asks again, too.
             Err(BackendError::Unavailable(_)) => None,
             answer => Some(answer.unwrap()),
@@ -168,6 +189,74 @@ async fn a_chord_follows_the_success_of_every_member_and_nothing_else() {
         let own: String = chord.redis.clone().get(&chord.members[0]).await.unwrap();
         assert!(own.contains("SUCCESS"), "{why}: {own}");
     }
+}
+
+#[tokio::test]
+async fn a_member_that_comes_again_owes_the_chord_that_nobody_else_has_triggered() {
+    let Some(first) = Chord::new().await else { return };
+    let all = [json!([100, 1, 2, 3])];
+    let (all, none): (&[Value], &[Value]) = (&all, &[]);
+    for (why, meta, members, follows, triggered) in [
+        ("the others have ended since", "new", ["SUCCESS", "SUCCESS", "SUCCESS"], all, true),
+        ("a worker died between flag and message", "since", ["SUCCESS", "SUCCESS", "SUCCESS"], all, true),
+        ("its callback was published before", "ours", ["SUCCESS", "SUCCESS", "SUCCESS"], none, true),
+        ("Go has triggered it", "theirs", ["SUCCESS", "SUCCESS", "SUCCESS"], none, true),
+        ("one has not ended", "new", ["SUCCESS", "STARTED", "SUCCESS"], none, false),
+        ("one has failed", "new", ["SUCCESS", "FAILURE", "SUCCESS"], none, true),
+    ] {
+        let chord = first.another();
+        chord.meta(meta).await;
+        for (at, state) in members.into_iter().enumerate() {
+            chord.member(at, state).await;
+        }
+        let mut task = chord.task(3);
+        (task.followed, task.repeated) = (true, true);
+        assert_eq!(chord.ask(&task).await.as_deref(), Some(follows), "{why}");
+        assert_eq!(chord.is_triggered().await, triggered, "{why}");
+    }
+    // Before the flag is set, the debt is in a guard.
+    let chord = first.another();
+    chord.meta("new").await;
+    for at in 0..3 {
+        chord.member(at, "SUCCESS").await;
+    }
+    let mut task = chord.task(3);
+    (task.followed, task.guarded) = (true, false);
+    let answer = chord.mirror.owed_since(&task, MirroredOutcome::Success(&[])).await.unwrap();
+    assert_eq!((answer, chord.is_triggered().await), (Followed::NeedsGuard, false));
+    let failure = chord.mirror.owed_since(&task, MirroredOutcome::Failure("boom")).await.unwrap();
+    assert_eq!(failure, Followed::Owes(Vec::new()));
+}
+
+#[tokio::test]
+async fn locks_that_are_no_texts_stop_nothing() {
+    let Some(chord) = Chord::new().await else { return };
+    chord.meta("new").await;
+    for (at, state) in ["STARTED", "SUCCESS", "SUCCESS"].into_iter().enumerate() {
+        chord.member(at, state).await;
+    }
+    let mut redis = chord.redis.clone();
+    // Only while no other test has the lock.
+    let put = redis::Script::new(
+        "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end \
+         redis.call('LPUSH', KEYS[1], 'x') redis.call('PEXPIRE', KEYS[1], 60000) return 1",
+    );
+    let is_put = async |redis: &mut MultiplexedConnection, key: &str| {
+        put.key(key).invoke_async::<i64>(redis).await.unwrap() == 1
+    };
+    assert!(eventually(LOCKED, async || is_put(&mut redis, CHORD_LOCK).await).await);
+    let followed = tokio::time::timeout(LOCKED, chord.follow(3)).await;
+    let _: () = redis.del(CHORD_LOCK).await.unwrap();
+    assert_eq!(followed.unwrap(), Some(vec![json!([100, 1, 2, 3])]));
+
+    let program = fresh("program");
+    let mirror = chord.mirror.clone().program(&*program);
+    let second = |n: i64| Timestamp::from_micros(n * 1_000_000);
+    let mut tick = MirroredTick::new("report", "* * * * *", second(60), second(120));
+    assert!(is_put(&mut redis, &format!("machinery_lock_{program}report* * * * *")).await);
+    assert!(!mirror.take_tick(&tick).await.unwrap(), "nobody can take it, and the next ones do not wait");
+    tick.name = "other";
+    assert!(mirror.take_tick(&tick).await.unwrap());
 }
 
 #[tokio::test]

@@ -1,9 +1,16 @@
 //! Mixed fleets on real servers: clients and workers of Go, and workers of ours.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use machinist::{
-    App, AppExt, Rest, TaskContext, TaskDef, TaskError, Worker, WorkerBuilder,
+    App, AppExt, Arg, Middleware, Next, Rest, Results, TaskContext, TaskDef, TaskError, Worker,
+    WorkerBuilder,
     settings::{Overrides, Settings},
     worker::WorkerError,
 };
@@ -201,18 +208,41 @@ pub(crate) fn handlers() -> HashMap<&'static str, Handler> {
             Ok(vec![("int64", args.iter().filter_map(Value::as_i64).product::<i64>().into())])
         }),
         ("flaky", |_| Err("never here".to_owned())),
+        ("fail", |_| Err("boom".to_owned())),
         ("theirs", |_| Ok(Vec::new())),
     ])
 }
 
-/// Sends rounds of chains, groups with a callback, retries and tasks of Go alone to a mixed fleet, and kills the worker of
-/// ours after each.
+/// Counts the runs that came to their end in workers of ours, by task.
+#[derive(Debug, Clone, Default)]
+struct EndedRuns(Arc<Mutex<HashMap<String, u32>>>);
+
+#[async_trait]
+impl Middleware for EndedRuns {
+    async fn call(&self, cx: TaskContext, args: Vec<Arg>, next: Next) -> Result<Results, TaskError> {
+        let id = cx.task_id().to_string();
+        let outcome = next.run(cx, args).await;
+        *self.0.lock().unwrap().entry(id).or_default() += 1;
+        outcome
+    }
+}
+
+/// Sends rounds of chains, groups with a callback, groups of which a member fails, retries and tasks of Go alone to a mixed
+/// fleet, and kills the worker of ours after each.
 async fn mixed(rounds: i64, per_round: i64) {
-    let Some(fleet) = Fleet::new("[\"add\", \"multiply\", \"flaky\"]").await else { return };
+    let tasks = "[\"add\", \"multiply\", \"flaky\", \"fail\"]";
+    let Some(fleet) = Fleet::new(tasks).await else { return };
     let go = &fleet.go;
     let theirs = tokio::spawn(go.clone().work(handlers()));
-    let mut ours = fleet.work().await;
+    let ended = EndedRuns::default();
+    let work = async || {
+        let app = fleet.app().await;
+        let running = start(fleet.builder(&app).middleware(ended.clone()));
+        (app, running)
+    };
+    let mut ours = work().await;
     let mut ends: Vec<(String, i64)> = Vec::new();
+    let (mut failing, mut never) = (Vec::new(), Vec::new());
     let mut others = Vec::new();
     for round in 0..rounds {
         for n in 0..per_round {
@@ -230,11 +260,17 @@ async fn mixed(rounds: i64, per_round: i64) {
             go.send_group(members, Some(sum)).await;
             ends.push((callback, n + 14));
         }
+        let mut uncalled = signature("add", &[]);
+        let id = fresh("chord");
+        uncalled["UUID"] = id.as_str().into();
+        never.push(id);
+        let members = vec![signature("add", &[int(round)]), signature("fail", &[])];
+        failing.extend(go.send_group(members, Some(uncalled)).await.pop());
         let mut retried = signature("flaky", &[]);
         retried["RetryCount"] = 3.into();
         others.push((go.send(retried).await, true));
         others.push((go.send(signature("theirs", &[])).await, false));
-        fleet.kill(std::mem::replace(&mut ours, fleet.work().await)).await;
+        fleet.kill(std::mem::replace(&mut ours, work().await)).await;
     }
     for (id, value) in &ends {
         let state = go.wait(id).await;
@@ -248,29 +284,54 @@ async fn mixed(rounds: i64, per_round: i64) {
         let state = go.wait(id).await;
         assert!(state["State"] == "SUCCESS" || *may_fail, "{state}");
     }
-    // What the record of Go says is what a client of ours reads.
+    for id in &failing {
+        let state = go.wait(id).await;
+        assert_eq!((&state["State"], &state["Error"]), (&json!("FAILURE"), &json!("boom")), "{id}");
+    }
+    // What the records of Go say is what a client of ours reads.
     let client = ours.0.client();
-    for (id, value) in ends.iter().rev().take(100) {
-        let result = client.result(id.as_str().try_into().unwrap()).typed::<i64>();
+    let result = |id: &String| client.result(id.as_str().try_into().unwrap());
+    for (id, value) in &ends {
+        let result = result(id).typed::<i64>();
         assert_eq!(result.wait(Duration::from_secs(600)).await.unwrap(), *value, "{id}");
     }
-    let runs = go.ran.lock().unwrap().clone();
-    let twice = runs.values().filter(|runs| **runs > 1).count();
-    let callbacks = ends.iter().filter(|(id, _)| runs.get(id).is_some_and(|runs| *runs > 1)).count();
-    assert!(!runs.is_empty(), "the workers of Go had a part");
+    let failing = failing.iter().map(|id| (id, false));
+    for (id, may_differ) in others.iter().map(|(id, may_fail)| (id, *may_fail)).chain(failing) {
+        let (state, record) = (go.wait(id).await, result(id).record().await.unwrap());
+        // A worker of Go that gets the message of one of ours that died shows the end of its own run.
+        let same = state["State"] == record.state.as_str();
+        assert!(same || may_differ && record.state.is_final(), "{state} {record:?}");
+    }
+    let (theirs_ran, ours_ran) = (go.ran.lock().unwrap().clone(), ended.0.lock().unwrap().clone());
+    let count = |runs: &HashMap<String, u32>, id: &String| runs.get(id).copied().unwrap_or(0);
+    let twice = theirs_ran.values().filter(|runs| **runs > 1).count();
+    let of_callbacks = |chosen: fn(u32, u32) -> bool| {
+        ends.iter().filter(|(id, _)| chosen(count(&theirs_ran, id), count(&ours_ran, id))).count()
+    };
+    let sent_twice = of_callbacks(|theirs, ours| theirs > 1 || theirs > 0 && ours > 0);
+    let ran_twice = of_callbacks(|theirs, ours| theirs == 0 && ours > 1);
+    let never_ran = of_callbacks(|theirs, ours| theirs + ours == 0);
+    assert!(!theirs_ran.is_empty() && !ours_ran.is_empty(), "both had a part");
     println!(
-        "{} tasks, {rounds} kills: lost 0, stuck 0; {} ran in Go, {twice} more than once, of them {callbacks} callbacks; \
-         namespace {}",
-        rounds * (per_round * 6 + 2),
-        runs.len(),
+        "{} tasks, {rounds} kills: lost 0, stuck 0; {} ran in Go, {twice} more than once, and {} in workers of ours; of {} \
+         callbacks {sent_twice} ran twice with a part of Go, {ran_twice} in workers of ours, {never_ran} never; namespace {}",
+        rounds * (per_round * 6 + 4),
+        theirs_ran.len(),
+        ours_ran.len(),
+        ends.len(),
         fleet.namespace
     );
-    // A crash between a publish and its mark sends a callback once more, unless somebody has it already; retries keep
-    // their id.
-    assert!(callbacks as i64 <= rounds, "{callbacks}");
+    assert_eq!(never_ran, 0);
+    // A crash between a publish and its mark sends a callback once more, unless somebody has it already; a crash between the end
+    // of a run and its record repeats the run. Retries keep their id.
+    assert!(sent_twice as i64 <= rounds, "{sent_twice}");
+    assert!(ran_twice as i64 <= rounds, "{ran_twice}");
     assert!(twice as i64 <= rounds * 8, "{twice}");
     fleet.kill(ours).await;
     theirs.abort();
+    for id in &never {
+        assert_eq!(go.state(id).await, None, "a member has failed");
+    }
     fleet.clean_up().await;
 }
 

@@ -162,15 +162,24 @@ impl Go {
     }
 
     /// Sends a group, with a callback if it is a chord. Returns the ids of the members.
-    pub(crate) async fn send_group(&self, mut members: Vec<Value>, callback: Option<Value>) -> Vec<String> {
-        let group = fresh("group");
+    pub(crate) async fn send_group(&self, members: Vec<Value>, callback: Option<Value>) -> Vec<String> {
+        self.send_group_as(&fresh("group"), members, callback).await
+    }
+
+    /// Sends a group with this id.
+    pub(crate) async fn send_group_as(
+        &self,
+        group: &str,
+        mut members: Vec<Value>,
+        callback: Option<Value>,
+    ) -> Vec<String> {
         let ids: Vec<String> = members.iter().map(|_| fresh("task")).collect();
-        let meta = group_record(&group, &ids, "2026-11-20T23:37:13.465526106Z");
-        let _: () = self.redis.clone().set_ex(&group, meta.to_string(), EXPIRY).await.unwrap();
+        let meta = group_record(group, &ids, "2026-11-20T23:37:13.465526106Z");
+        let _: () = self.redis.clone().set_ex(group, meta.to_string(), EXPIRY).await.unwrap();
         let count = members.len();
         for (member, id) in members.iter_mut().zip(&ids) {
             member["UUID"] = id.as_str().into();
-            member["GroupUUID"] = group.as_str().into();
+            member["GroupUUID"] = group.into();
             member["GroupTaskCount"] = count.into();
             member["ChordCallback"] = callback.clone().unwrap_or(Value::Null);
             self.send(member.clone()).await;
@@ -179,7 +188,7 @@ impl Go {
     }
 
     /// Writes a state. Time and name of the first one stay.
-    async fn write(&self, id: &str, name: &str, state: &str, results: Value, error: &str) {
+    pub(crate) async fn write(&self, id: &str, name: &str, state: &str, results: Value, error: &str) {
         let old = self.state(id).await.filter(|_| state != "PENDING");
         let created = old.map_or_else(|| json!("2026-11-20T23:37:14.5Z"), |old| old["CreatedAt"].clone());
         let state = state_record(id, name, state, &results, error, &created);

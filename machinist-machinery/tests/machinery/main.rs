@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "these are tests, though not marked as such")]
 
+mod again;
 mod arrows;
 mod client;
 mod debts;

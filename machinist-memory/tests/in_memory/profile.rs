@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use machinist_core::{
     App, AppBuilder, Arg, Backoff, DeadFilter, Followed, Mirror, MirroredOutcome, MirroredState,
-    MirroredTask, PassingState, Profile, ProfileError, QueueOptions, SentGroup, SentTask, Signature, State,
-    TaskContext, TaskDef, TaskError, TaskId, TaskMessage, Worker,
+    MirroredTask, OwedMessage, PassingState, Profile, ProfileError, QueueOptions, SentGroup, SentTask,
+    Signature, State, TaskContext, TaskDef, TaskError, TaskId, TaskMessage, Worker,
     backend::BackendError,
     broker::{Broker, Consume, Delivery, HeaderValue, Message, Publish, Settle, Target},
     id::QueueName,
@@ -328,11 +328,32 @@ async fn a_message_without_an_id_is_logged_with_the_id_under_which_it_runs() {
 #[derive(Debug, Clone, Default)]
 struct Store {
     answers: Arc<Mutex<Vec<Followed>>>,
+    /// Answers about tasks that come again.
+    since: Arc<Mutex<Vec<Followed>>>,
     /// What was to be shown.
     shown: Arc<Mutex<Vec<String>>>,
+    /// The tasks of which a state that passes was to be shown.
+    passing: Arc<Mutex<Vec<(String, PassingState)>>>,
 }
 
 impl Store {
+    /// An application whose queue has this store, and a worker of it.
+    async fn work(&self, house: &House) -> (App, CancellationToken) {
+        let options = QueueOptions::default().profile(Tiny).allow_unsigned(["tiny.*"]).shared();
+        let key = Key::generate(Algorithm::HmacSha256, "k").unwrap();
+        let app = house.builder(key).queue(foreign(), options.mirror(self.clone())).build().await.unwrap();
+        let slow: TaskDef<(i64,), i64> = TaskDef::new("tiny.slow");
+        let worker = Worker::builder(&app).queue("foreign").state(Arc::clone(&house.seen));
+        let worker = worker.task(FLAKY, flaky).task(slow, |seconds: i64| async move {
+            tokio::time::sleep(Duration::from_secs(seconds.unsigned_abs())).await;
+            Err::<i64, _>(TaskError::permanent("slow"))
+        });
+        let worker = worker.options("tiny.flaky", TaskOptions::new().retries(0)).build().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(worker.run_until(stop.clone().cancelled_owned()));
+        (app, stop)
+    }
+
     fn note(&self, how: &str, task: &MirroredTask, outcome: MirroredOutcome<'_>) {
         let outcome = match outcome {
             MirroredOutcome::Success(_) => "success",
@@ -356,7 +377,19 @@ impl Store {
 
 #[async_trait]
 impl Mirror for Store {
-    async fn show(&self, _: &MirroredTask, _: PassingState) {}
+    async fn show(&self, task: &MirroredTask, state: PassingState) {
+        self.passing.lock().unwrap().push((task.id.to_string(), state));
+    }
+
+    async fn owed_since(
+        &self,
+        task: &MirroredTask,
+        outcome: MirroredOutcome<'_>,
+    ) -> Result<Followed, BackendError> {
+        assert!(task.followed);
+        self.note("since", task, outcome);
+        Ok(self.since.lock().unwrap().pop().unwrap_or(Followed::Owes(Vec::new())))
+    }
 
     async fn follow(
         &self,
@@ -414,18 +447,69 @@ async fn what_follows_later_is_asked_for_by_a_guard_and_keeps_no_slot() {
 #[tokio::test(start_paused = true)]
 async fn an_end_is_shown_again_when_its_message_comes_again() {
     let (house, store) = (House::new(), Store::default());
-    let options = QueueOptions::default().profile(Tiny).allow_unsigned(["tiny.*"]).shared();
-    let key = Key::generate(Algorithm::HmacSha256, "k").unwrap();
-    let app = house.builder(key).queue(foreign(), options.mirror(store.clone())).build().await.unwrap();
-    house.work(&app, 0);
+    let _worker = store.work(&house).await;
     house.publish(tiny("t-1", "tiny.flaky", -1)).await;
     house.dead(1).await;
     // The record tells that the dead letter was published.
     tokio::time::sleep(SOON).await;
     house.publish(tiny("t-1", "tiny.flaky", -1)).await;
-    let shown = store.shown(2).await;
-    assert_eq!(shown, ["followed t-1: the first time", "again t-1: the first time"]);
+    let shown = store.shown(3).await;
+    let the_first_time = ["followed", "again", "since"].map(|how| format!("{how} t-1: the first time"));
+    assert_eq!(shown, the_first_time);
     assert_eq!(house.dead(1).await.len(), 1, "nothing follows again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_shows_no_end_again_and_hides_none() {
+    let (house, store) = (House::new(), Store::default());
+    let _worker = store.work(&house).await;
+    // Longer than a broker lets a delivery be held: a guard takes its place meanwhile.
+    house.publish(tiny("t-1", "tiny.slow", 1200)).await;
+    house.dead(1).await;
+    assert_eq!(store.shown(2).await, ["followed t-1: slow", "since t-1: slow"], "by the guard");
+    // The other program had the first message in its hands, although a newer guard is known.
+    house.publish(tiny("t-1", "tiny.slow", 1200)).await;
+    assert_eq!(store.shown(4).await[2..], ["again t-1: slow", "since t-1: slow"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_task_owes_since_is_published_once_and_under_a_guard() {
+    let (house, store) = (House::new(), Store::default());
+    let _worker = store.work(&house).await;
+    let message = tiny("t-9", "tiny.flaky", -1);
+    let owed = OwedMessage { message, queue: Ok(foreign()), delay: Duration::ZERO };
+    house.publish(tiny("t-1", "tiny.flaky", -1)).await;
+    house.dead(1).await;
+    tokio::time::sleep(SOON).await;
+    *store.since.lock().unwrap() = vec![Followed::Owes(vec![owed]), Followed::NeedsGuard, Followed::Later];
+    house.publish(tiny("t-1", "tiny.flaky", -1)).await;
+    let the_first_time = |shown: &[&str]| -> Vec<String> {
+        shown.iter().map(|shown| format!("{shown}: the first time")).collect()
+    };
+    let shown = store.shown(3).await;
+    assert_eq!(shown, the_first_time(&["followed t-1", "again t-1", "since t-1"]), "it says later");
+    house.publish(tiny("t-1", "tiny.flaky", -1)).await;
+    house.dead(2).await;
+    let shown = store.shown(7).await;
+    let expected = ["again t-1", "since t-1", "since t-1", "followed t-9"];
+    assert_eq!(shown[3..], the_first_time(&expected), "under a guard, and then it is published");
+    // The guards come back.
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    house.publish(tiny("t-1", "tiny.flaky", -1)).await;
+    assert_eq!(store.shown(8).await[7..], the_first_time(&["again t-1"]), "nobody asks any more");
+    tokio::time::sleep(SOON).await;
+    assert_eq!((store.shown(8).await.len(), house.dead(2).await.len()), (8, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_ends_at_once_is_not_shown_to_have_started() {
+    let (house, store) = (House::new(), Store::default());
+    let _worker = store.work(&house).await;
+    house.publish(tiny("t-1", "tiny.flaky", -1)).await;
+    house.dead(1).await;
+    house.publish(tiny("t-2", "tiny.slow", 10)).await;
+    house.dead(2).await;
+    assert_eq!(*store.passing.lock().unwrap(), [("t-2".to_owned(), PassingState::Started)]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::busy::BusyWaits;
 use super::{
@@ -38,7 +39,6 @@ use crate::{
     handler::DynHandler,
     id::TaskName,
     middleware::Middleware,
-    mirror::PassingState,
     record::{Failure, FailureKind},
     security::{Acceptance, accept},
     wire::Envelope,
@@ -73,6 +73,8 @@ pub(super) struct Slot {
     _permit: SlotPermit,
     _alone: Option<ExclusiveClaim>,
     _running: RunningSlot,
+    /// Shows to another program that the handler runs.
+    shown: Option<AbortOnDropHandle<()>>,
 }
 
 /// Takes deliveries through the protocol.
@@ -248,7 +250,7 @@ impl TaskProcessor {
                 let paused = limited.as_ref().map_or(pauses, |_| self.worker.look_ahead.pauses());
                 self.slot(&active.envelope, received_at, pauses, paused).await
             };
-            let slot = match slot {
+            let mut slot = match slot {
                 Ok(slot) => slot,
                 Err(settlement) => {
                     let left =
@@ -324,7 +326,7 @@ impl TaskProcessor {
                     drop((slot, registered));
                 }
                 StartReply::Started(claim) => {
-                    self.worker.show(&active.envelope, PassingState::Started);
+                    slot.shown = self.worker.show_started(&active.envelope);
                     self.worker.emit(EventKind::Started {
                         task: EventTask::of(&active.envelope),
                         start: claim.start,

@@ -115,7 +115,7 @@ impl TaskProcessor {
     }
 
     fn taken(&self, permit: SlotPermit, alone: Option<ExclusiveClaim>, pauses: u64) -> Slot {
-        Slot { _permit: permit, _alone: alone, _running: self.worker.look_ahead.running(pauses) }
+        Slot { _permit: permit, _alone: alone, _running: self.worker.look_ahead.running(pauses), shown: None }
     }
 
     /// Takes all slots for a suspect: any other run in this process would die with it.
