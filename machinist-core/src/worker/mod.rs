@@ -341,6 +341,7 @@ impl Worker {
         let roles_over = worker.roles.over_on_drop();
         let fleet = Fleet::new(Arc::clone(&worker));
         let roles = roles.into_iter().map(|take_part| take_part(&fleet)).collect::<Result<Vec<_>, _>>()?;
+        worker.await_paused_name().await?;
         worker.sessions.open().await?;
         worker.sessions.read_control().await?;
         let renewals = Renewals::begin(&worker).map_err(WorkerError::Thread)?;

@@ -7,6 +7,7 @@
 use std::{collections::BTreeSet, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt as _;
+use tokio::time::Instant;
 
 use super::{
     WorkerContext,
@@ -100,6 +101,28 @@ fn changed_queues(
 }
 
 impl WorkerContext {
+    /// Waits before the start while another session holds the name of this worker, and people have paused that name: the
+    /// process of that session may have been killed, and then this one takes the name and sleeps. A session that outlives its
+    /// lease belongs to a process that lives, and this worker is the second one of its name.
+    pub(super) async fn await_paused_name(&self) -> Result<(), BackendError> {
+        let lease = self.sessions.lease();
+        let until = Instant::now() + lease.duration() + lease.check_interval();
+        let mut waits = false;
+        while Instant::now() < until && self.sessions.is_paused_elsewhere().await? {
+            if !std::mem::replace(&mut waits, true) {
+                tracing::info!(
+                    worker = %self.name,
+                    "this name is paused, and its last session has not expired: waiting until it is clear who holds it"
+                );
+            }
+            tokio::select! {
+                () = tokio::time::sleep(lease.check_interval()) => {}
+                () = self.stages.reached_drain() => break,
+            }
+        }
+        Ok(())
+    }
+
     /// Applies what people want, as it was last read. Returns the commit that writes the wanted state back, where the
     /// backend has lost it or shows an earlier one.
     pub(super) fn apply_wanted_state(&self) -> Option<Commit> {

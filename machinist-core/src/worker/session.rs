@@ -38,6 +38,7 @@ use crate::{
         close_session, control_record, holder_of, is_alive, keep_name, memory_to_show, name, name_record,
         numbered_name, open_session, rename_session, renew_session, revoked_root,
     },
+    security::WorkerAction,
     tag::Tag,
 };
 
@@ -366,6 +367,20 @@ impl Sessions {
     /// Returns the commits that write back the switches that the backend has lost.
     pub(super) fn take_lost_switches(&self) -> Vec<Commit> {
         std::mem::take(&mut self.state().lost_switches)
+    }
+
+    /// Returns `true` if people have paused the name of this worker, and a session holds it that is alive. A record that cannot
+    /// be used, or an order that is not believed, counts as none.
+    pub(super) async fn is_paused_elsewhere(&self) -> Result<bool, BackendError> {
+        let backend = self.app.backend();
+        let Some(Ok(facts)) = backend.read_each(&[name_record(&self.name)]).await?.pop() else {
+            return Ok(false);
+        };
+        let order = facts.get(name::WANTED).map(|stored| self.app.0.trust.read_order(&self.name, stored));
+        let paused = matches!(order, Some(Ok(order)) if order.action == WorkerAction::Pause);
+        let Some(holder) = holder_of(&facts).filter(|_| paused) else { return Ok(false) };
+        let held = backend.read_each(&[RecordId::from(&holder)]).await?;
+        Ok(held.iter().any(|facts| facts.as_ref().is_ok_and(is_alive)))
     }
 
     /// Takes the name that this worker holds, or the lowest one that no other live session holds. What people want belongs to

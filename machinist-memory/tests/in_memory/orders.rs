@@ -426,6 +426,34 @@ async fn an_order_to_a_process_that_has_gone_is_not_done_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_paused_worker_that_is_killed_is_asleep_after_its_restart_under_its_name() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let worker = Worker::builder(&servers.app).name("w").task(WORK, work).build().unwrap();
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    awake(&client).await;
+    order(&client, WorkerAction::Pause).await;
+    is_in(&client, PresenceState::Asleep).await;
+    let killed = client.workers(&WorkerFilter::new()).await.unwrap().remove(0);
+    running.abort();
+    assert!(running.await.unwrap_err().is_cancelled());
+    let task = client.send(WORK.call(())).await.unwrap();
+    let next = Running::start(Worker::builder(&servers.app).name("w").task(WORK, work));
+    comes("it takes the name", async || {
+        let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+        let [worker] = &*workers else { return false };
+        worker.incarnation != killed.incarnation && worker.state == PresenceState::Asleep
+    })
+    .await;
+    let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+    assert_eq!(workers[0].name, "w");
+    assert_eq!(task.state().await.unwrap(), TaskState::Pending, "nobody has taken the task meanwhile");
+    order(&client, WorkerAction::Resume).await;
+    task.wait(MINUTE).await.unwrap();
+    next.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_is_paused_already_hands_back_what_still_runs_there() {
     let servers = servers().await;
     let client = servers.app.client();
@@ -488,6 +516,11 @@ async fn a_name_is_remembered_for_thirty_days_and_while_its_worker_lives() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let second = worker();
+    // It waits until it is clear that the first was not killed.
+    for _ in 0..6 {
+        tokio::time::advance(DAY).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     let both = [("w".to_owned(), PresenceState::Asleep), ("w#2".to_owned(), PresenceState::Awake)];
     comes("the first keeps its name", async || {
         let workers = client.workers(&WorkerFilter::new()).await.unwrap();
