@@ -188,7 +188,7 @@ impl Intake {
         let cut_off = async {
             match health {
                 Some(health) => self.cancel_when_cut_off(health).await,
-                None => std::future::pending().await,
+                None => self.ask_for_broker().await,
             }
         };
         let nothing = BTreeSet::new();
@@ -239,6 +239,18 @@ impl Intake {
             if Instant::now() >= sessions.held_until() {
                 sessions.cut_off_all();
                 tokio::time::sleep(sessions.lease().check_interval()).await;
+            }
+        }
+    }
+
+    /// Asks the broker for as long as it counts as away, because no subscription tells that it is back. Never completes.
+    async fn ask_for_broker(&self) -> Infallible {
+        let worker = &self.processor.worker;
+        let presence = &worker.sessions.presence;
+        loop {
+            tokio::time::sleep(worker.sessions.lease().check_interval()).await;
+            if presence.broker_is_away() && worker.app.broker().depth(&presence.queues()).await.is_ok() {
+                self.tell_of_connection(false);
             }
         }
     }

@@ -173,6 +173,14 @@ impl View {
             Ok(&self.backend)
         }
     }
+
+    fn broker_there(&self) -> Result<&MemoryBroker, BrokerError> {
+        if self.broker_away.load(Ordering::SeqCst) {
+            Err(BrokerError::Unavailable("the test took it away".into()))
+        } else {
+            Ok(&self.broker)
+        }
+    }
 }
 
 impl View {
@@ -257,10 +265,7 @@ impl Broker for View {
     }
     async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
         self.note("subscription");
-        if self.broker_away.load(Ordering::SeqCst) {
-            return Err(BrokerError::Unavailable("the test took it away".into()));
-        }
-        self.broker.consume(what).await
+        self.broker_there()?.consume(what).await
     }
     async fn consume_side_queue(
         &self,
@@ -270,7 +275,7 @@ impl Broker for View {
         self.broker.consume_side_queue(from, prefetch).await
     }
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
-        self.broker.depth(queues).await
+        self.broker_there()?.depth(queues).await
     }
     async fn close(&self) {
         Broker::close(&self.broker).await;
@@ -864,6 +869,29 @@ async fn a_worker_that_was_paused_without_its_broker_is_well_when_it_has_subscri
     assert_eq!((report.color, report.reason), (WorkerHealth::Green, None));
     until("it to show that", async || harness.workers().await[0].health == WorkerHealth::Green).await;
     worker.view.has_seen(["broker_away", "asleep", "broker_back", "resubscribed"]).await;
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_stays_paused_is_well_as_soon_as_its_broker_answers() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    worker.view.broker_away.store(true, Ordering::SeqCst);
+    until("it to show that", async || {
+        harness.broker.interrupt();
+        harness.workers().await[0].health == WorkerHealth::Yellow
+    })
+    .await;
+    // It waits for a subscription in between.
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    assert!(!harness.orders("w", WorkerAction::Resume).await);
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    tokio::time::sleep(minutes(5)).await;
+    assert_eq!(harness.workers().await[0].health, WorkerHealth::Yellow, "it is away");
+    worker.view.broker_away.store(false, Ordering::SeqCst);
+    until("it to show that", async || harness.workers().await[0].health == WorkerHealth::Green).await;
+    assert_eq!(harness.workers().await[0].state, PresenceState::Asleep);
     assert!(worker.stops().await.is_clean());
 }
 
