@@ -9,10 +9,12 @@ use std::{collections::HashMap, fs, os::unix::fs::PermissionsExt, path::Path};
 
 use crate::support::{Folder, Running};
 
-const PAGES: [(&str, &str); 3] = [
+const PAGES: [(&str, &str); 5] = [
     ("getting-started", include_str!("../../../docs/book/getting-started.md")),
     ("errors", include_str!("../../../docs/book/errors.md")),
     ("delays", include_str!("../../../docs/book/delays.md")),
+    ("fleet", include_str!("../../../docs/fleet.md")),
+    ("periodic", include_str!("../../../docs/periodic.md")),
 ];
 
 /// Length of a task id that machinist created.
