@@ -18,7 +18,12 @@ pub(super) struct Admissions {
     disabled: Arc<DisabledTasks>,
     rules: Vec<Arc<dyn AdmissionRule>>,
     places: Semaphore,
+    timed_places: Semaphore,
 }
+
+/// Number of places for tasks that know when they start, besides those for all refused tasks. Tasks that wait for others to end
+/// would take all, and one that knows its time comes late if it has to wait in the broker.
+const TIMED_PLACES: usize = 8;
 
 impl Admissions {
     /// `look_ahead` is the number of deliveries that the worker holds in addition to those that run: half of them may
@@ -28,12 +33,18 @@ impl Admissions {
         rules: Vec<Arc<dyn AdmissionRule>>,
         look_ahead: usize,
     ) -> Self {
-        Self { disabled, rules, places: Semaphore::new(look_ahead / 2) }
+        Self {
+            disabled,
+            rules,
+            places: Semaphore::new(look_ahead / 2),
+            timed_places: Semaphore::new(TIMED_PLACES),
+        }
     }
 
-    /// Takes a place for a refused task, if one is free.
-    pub(super) fn place(&self) -> Option<SemaphorePermit<'_>> {
-        self.places.try_acquire().ok()
+    /// Takes a place for a refused task, if one is free. `timed` is `true` if it is known when the task may start.
+    pub(super) fn place(&self, timed: bool) -> Option<SemaphorePermit<'_>> {
+        let own = timed.then(|| self.timed_places.try_acquire().ok()).flatten();
+        own.or_else(|| self.places.try_acquire().ok())
     }
 
     /// Returns `true` if nothing can refuse a task: the usual case, which costs no more than this.

@@ -269,7 +269,7 @@ impl WorkerContext {
         pauses: u64,
     ) -> Option<Settlement> {
         let deadline = *state.deadline.get_or_insert_with(|| Instant::now() + LOCAL_WAIT);
-        if let Some(_place) = self.admissions.place()
+        if let Some(_place) = self.admissions.place(refusal.not_before.is_some())
             && let Some(wait) = state.next_wait(refusal, self.now())
             && Instant::now() + wait <= deadline
         {

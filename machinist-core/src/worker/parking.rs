@@ -32,7 +32,7 @@ const FIRST_PARK_DELAY: Duration = Duration::from_secs(15);
 /// process: one that came late would have lost its start, and taken another from the tasks behind it.
 const EARLY: Duration = Duration::from_secs(1);
 /// Number of starts of a rate for which tasks come back early: more would find no place in the process.
-const EARLY_STARTS: u64 = 64;
+const EARLY_STARTS: u64 = 16;
 /// Maximum delay of such a guard.
 const MAX_PARK_DELAY: Duration = Duration::from_secs(3600);
 
@@ -98,7 +98,7 @@ impl WorkerContext {
     /// is parked. `pauses` is the number of pauses of the look-ahead at the delivery's arrival.
     pub(super) async fn park_if_refused(&self, envelope: &Envelope, pauses: u64) -> Option<Settlement> {
         let mut refusal = self.refusal(envelope).await?;
-        if let Some(_place) = self.admissions.place() {
+        if let Some(_place) = self.admissions.place(refusal.not_before.is_some()) {
             let _aside = self.look_ahead.aside(pauses);
             let deadline = Instant::now() + LOCAL_WAIT;
             loop {
@@ -227,9 +227,9 @@ mod tests {
     #[test]
     fn a_task_comes_back_before_its_reserved_start_and_as_many_as_can_wait() {
         let (seconds, millis) = (Duration::from_secs, Duration::from_millis);
-        assert_eq!(delay(seconds(10), Some(50_000)), seconds(9), "20 per second");
-        assert_eq!(delay(seconds(10), Some(1_000)), millis(9_936), "1,000 per second: 64 wait");
-        assert_eq!(delay(seconds(2), Some(50_000)), seconds(2), "it has found no place to wait here");
+        assert_eq!(delay(seconds(10), Some(50_000)), millis(9_200), "20 per second");
+        assert_eq!(delay(seconds(10), Some(1_000)), millis(9_984), "1,000 per second: 16 wait");
+        assert_eq!(delay(millis(1_500), Some(50_000)), millis(1_500), "it has found no place to wait here");
         assert_eq!(delay(seconds(10), None), seconds(10), "reserved by an earlier version");
         let refusal = Refusal::new(WaitReason::new("sleep", "w"), Some(NOW.plus(seconds(10))));
         assert_eq!(refusal.park_delay(0, NOW), seconds(10), "nothing is reserved");
