@@ -254,16 +254,14 @@ impl<'a> Bench<'a> {
     /// Drops delayed messages, such as those of callbacks that wait: they would come back in a later run, which would look
     /// for their lost records.
     async fn forget_delayed(&self) -> Result<()> {
-        for level in 0.. {
-            for digit in 1..=3 {
-                let channel = self.amqp.create_channel().await?;
-                let queue = format!("machinist.delay.{level}.{digit}");
-                match channel.queue_purge(queue.as_str().into(), QueuePurgeOptions::default()).await {
-                    Ok(_) => channel.close(200, "purged".into()).await?,
-                    // This level and those above it were never needed.
-                    Err(error) if is_missing(&error) => return Ok(()),
-                    Err(error) => return Err(error.into()),
-                }
+        let channel = self.amqp.create_channel().await?;
+        for (level, digit) in (0..).flat_map(|level: u8| (1..=3_u8).map(move |digit| (level, digit))) {
+            let queue = format!("machinist.delay.{level}.{digit}");
+            match channel.queue_purge(queue.as_str().into(), QueuePurgeOptions::default()).await {
+                Ok(_) => {}
+                // This level and those above it were never needed.
+                Err(error) if is_missing(&error) => return Ok(()),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())

@@ -26,7 +26,7 @@ use crate::{
 const MAX_BATCHES_IN_FLIGHT: usize = 2;
 
 /// Approximate maximum size of a batch, in bytes, so that a few large requests cannot make every caller time out.
-pub(crate) const MAX_BATCH_BYTES: usize = 1024 * 1024;
+const MAX_BATCH_BYTES: usize = 1024 * 1024;
 
 /// A request that can travel with others of its kind.
 pub(crate) trait BatchRequest: Send + 'static {

@@ -242,7 +242,7 @@ pub struct MirroredTask {
 }
 
 impl MirroredTask {
-    /// Creates the task of a message, guarded and not repeated, for tests of a mirror.
+    /// Creates the task of a message, guarded, not repeated and not followed.
     pub fn new(id: TaskId, name: TaskName, message: Arc<Message>, at: Timestamp) -> Self {
         Self { id, name, message, at, guarded: true, repeated: false, followed: false }
     }

@@ -42,6 +42,12 @@ impl FollowUp {
     }
 }
 
+/// Returns the follow-up that a copy of a message has to care for. What is done is done for every copy: one that another program
+/// had in its hands may have to show the end again. The rest belongs to a newer guard, if there is one.
+pub(crate) fn follow_up_of_copy(follow_up: Option<FollowUp>, has_newer_guard: bool) -> Option<FollowUp> {
+    follow_up.filter(|follow_up| !has_newer_guard || matches!(follow_up, FollowUp::Nothing))
+}
+
 /// Creates the commit which records that another program has got what it was owed only after the follow-up was done.
 pub(crate) fn followed_since(id: &TaskId) -> Commit {
     mark(id, name::FOLLOWED_SINCE.into())

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{
     facts::{Facts, Parked, json, name},
     fold::{Attempts, parked},
-    follow_up::{FollowUp, recorded_follow_up},
+    follow_up::{FollowUp, follow_up_of_copy, recorded_follow_up},
     retention::UNFINISHED_TTL,
 };
 use crate::{
@@ -34,12 +34,11 @@ pub(crate) enum ParkDecision {
 /// start may still run somewhere.
 pub(crate) fn decide_parking(facts: &Facts, attempt: u32, generation: u32, may_run: bool) -> ParkDecision {
     let guarded = Attempts::of(facts).newest_guard(attempt) > generation;
-    match recorded_follow_up(facts, attempt) {
-        // As for a start: what is done is done for every copy.
-        Some(FollowUp::Nothing) => return ParkDecision::Over(FollowUp::Nothing),
-        _ if guarded => return ParkDecision::NewerGuard,
-        Some(follow_up) => return ParkDecision::Over(follow_up),
-        None => {}
+    if let Some(follow_up) = follow_up_of_copy(recorded_follow_up(facts, attempt), guarded) {
+        return ParkDecision::Over(follow_up);
+    }
+    if guarded {
+        return ParkDecision::NewerGuard;
     }
     if may_run || facts.has(name::REVOKED) {
         return ParkDecision::Proceed;

@@ -12,7 +12,7 @@ use super::{
     claim::{Claim, fencing_token, known_starts},
     facts::{FactName, Facts, Start, json, name},
     fold::Attempts,
-    follow_up::{FollowUp, recorded_follow_up},
+    follow_up::{FollowUp, follow_up_of_copy, recorded_follow_up},
     retention::UNFINISHED_TTL,
 };
 use crate::{
@@ -147,12 +147,11 @@ pub(crate) fn decide_start(
         return StartDecision::AlreadyStarted(claim);
     }
     let guarded = attempts.newest_guard(request.attempt) > request.generation;
-    match follow_up {
-        // Before the guards: a copy that another program had in its hands may have to show the end again, and a guard does not.
-        Some(FollowUp::Nothing) => return StartDecision::Over(FollowUp::Nothing),
-        _ if guarded => return StartDecision::NewerGuard,
-        Some(follow_up) => return StartDecision::Over(follow_up),
-        None => {}
+    if let Some(follow_up) = follow_up_of_copy(follow_up, guarded) {
+        return StartDecision::Over(follow_up);
+    }
+    if guarded {
+        return StartDecision::NewerGuard;
     }
     let other_arguments =
         |(fact, value): &(FactName, Bytes)| facts.get(fact).is_some_and(|known| known != value);

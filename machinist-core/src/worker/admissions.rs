@@ -12,6 +12,10 @@ use crate::{
     id::TaskName,
 };
 
+/// Number of places for tasks that know when they start, besides those for all refused tasks. Tasks that wait for others to end
+/// would take all, and one that knows its time comes late if it has to wait in the broker.
+const TIMED_PLACES: usize = 8;
+
 /// Rules of a worker, and the places for refused tasks in its process.
 #[derive(Debug)]
 pub(super) struct Admissions {
@@ -20,10 +24,6 @@ pub(super) struct Admissions {
     places: Semaphore,
     timed_places: Semaphore,
 }
-
-/// Number of places for tasks that know when they start, besides those for all refused tasks. Tasks that wait for others to end
-/// would take all, and one that knows its time comes late if it has to wait in the broker.
-const TIMED_PLACES: usize = 8;
 
 impl Admissions {
     /// `look_ahead` is the number of deliveries that the worker holds in addition to those that run: half of them may

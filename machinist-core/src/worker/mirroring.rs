@@ -78,10 +78,7 @@ impl WorkerContext {
         let (id, name) = (envelope.id.clone(), envelope.name.clone());
         // A guard comes from a queue that only workers of machinist consume.
         let guarded = envelope.generation > 0 || self.app.0.rules.guards_of(&envelope.queue).is_none();
-        Some((
-            mirror,
-            MirroredTask { id, name, message, at: self.now(), guarded, repeated: false, followed: false },
-        ))
+        Some((mirror, MirroredTask { guarded, ..MirroredTask::new(id, name, message, self.now()) }))
     }
 
     /// Shows a recorded outcome to the program that shares the queue, and publishes what follows the task there. If

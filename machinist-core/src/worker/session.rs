@@ -372,15 +372,18 @@ impl Sessions {
     /// Returns `true` if people have paused the name of this worker, and a session holds it that is alive. A record that cannot
     /// be used, or an order that is not believed, counts as none.
     pub(super) async fn is_paused_elsewhere(&self) -> Result<bool, BackendError> {
-        let backend = self.app.backend();
-        let Some(Ok(facts)) = backend.read_each(&[name_record(&self.name)]).await?.pop() else {
-            return Ok(false);
-        };
+        let name = name_record(&self.name);
+        let Some(Ok(facts)) = self.app.backend().read_each(&[name]).await?.pop() else { return Ok(false) };
         let order = facts.get(name::WANTED).map(|stored| self.app.0.trust.read_order(&self.name, stored));
         let paused = matches!(order, Some(Ok(order)) if order.action == WorkerAction::Pause);
         let Some(holder) = holder_of(&facts).filter(|_| paused) else { return Ok(false) };
-        let held = backend.read_each(&[RecordId::from(&holder)]).await?;
-        Ok(held.iter().any(|facts| facts.as_ref().is_ok_and(is_alive)))
+        self.is_live(&holder).await
+    }
+
+    /// Returns `true` if this session is alive. A record that cannot be used is no session: its worker opens another.
+    async fn is_live(&self, session: &SessionId) -> Result<bool, BackendError> {
+        let found = self.app.backend().read_each(&[RecordId::from(session)]).await?;
+        Ok(found.iter().any(|facts| facts.as_ref().is_ok_and(is_alive)))
     }
 
     /// Takes the name that this worker holds, or the lowest one that no other live session holds. What people want belongs to
@@ -416,12 +419,10 @@ impl Sessions {
         loop {
             let facts = backend.read(&[name_record(name)]).await?.pop().unwrap_or_default();
             let holder = holder_of(&facts);
-            if let Some(holder) = holder.as_ref().filter(|holder| !self.is_own(holder)) {
-                let held = backend.read_each(&[RecordId::from(holder)]).await?;
-                // A record that cannot be used is no session. Its worker opens another.
-                if held.iter().any(|facts| facts.as_ref().is_ok_and(is_alive)) {
-                    return Ok(false);
-                }
+            if let Some(holder) = holder.as_ref().filter(|holder| !self.is_own(holder))
+                && self.is_live(holder).await?
+            {
+                return Ok(false);
             }
             if let Committed::Done { .. } = self.commit(claim_name(name, session, holder.as_ref())).await? {
                 return Ok(true);

@@ -508,19 +508,20 @@ async fn a_name_is_remembered_for_thirty_days_and_while_its_worker_lives() {
     // Few renewals in a month.
     let worker =
         || Running::start(Worker::builder(&servers.app).name("w").session_lease(4 * DAY).task(WORK, work));
+    // The worker runs between two of them.
+    let days = async |number: u32| {
+        for _ in 0..number {
+            tokio::time::advance(DAY).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
     let first = worker();
     awake(&client).await;
     order(&client, WorkerAction::Pause).await;
-    for _ in 0..35 {
-        tokio::time::advance(DAY).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+    days(35).await;
     let second = worker();
     // It waits until it is clear that the first was not killed.
-    for _ in 0..6 {
-        tokio::time::advance(DAY).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+    days(6).await;
     let both = [("w".to_owned(), PresenceState::Asleep), ("w#2".to_owned(), PresenceState::Awake)];
     comes("the first keeps its name", async || {
         let workers = client.workers(&WorkerFilter::new()).await.unwrap();
