@@ -1,8 +1,8 @@
 //! The rate of a limit: reservations of starts in backend time (GCRA), as changes of one record. Pure.
 //!
 //! The record holds one fact, the time up to which starts are reserved. A reservation moves it on and thereby gets the
-//! times of its starts, which may lie in the future: a task that has to wait knows until when. A worker that dies with a
-//! reservation leaves those starts unused.
+//! times of its starts, which may lie in the future: a task that has to wait knows until when. The record of the task keeps its
+//! start; a worker that dies with others leaves them unused.
 
 use std::time::Duration;
 

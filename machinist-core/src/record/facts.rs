@@ -62,6 +62,8 @@ pub(crate) mod name {
     pub(crate) const PARKED: &str = "pk";
     /// Guard of a task that waits, so that it can be published before it comes back by itself.
     pub(crate) const PARKED_MESSAGE: &str = "pm";
+    /// Starts that are reserved for a task which waits for them in a process.
+    pub(crate) const RESERVED: &str = "rs";
 
     /// Prefix of the names of facts that say if a task name is disabled, in the control record.
     pub(crate) const DISABLED: &str = "off:";
@@ -244,6 +246,16 @@ pub(crate) struct ReservedStart {
     /// Time between two such starts under the rate of the reservation, in microseconds; `None` in older records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) step: Option<i64>,
+}
+
+/// `rs`: starts that are reserved for a task which waits for them in a process. Whoever takes it over from that process keeps
+/// them. It is replaced when the task reserves others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReservedStarts {
+    pub(crate) attempt: u32,
+    /// Generation of the copy that waits.
+    pub(crate) generation: u32,
+    pub(crate) starts: Vec<ReservedStart>,
 }
 
 /// `rv`: the task was revoked. `rt`: its run is cut off without waiting for it to end.

@@ -64,7 +64,9 @@ pub(crate) use control::{
     Newest, Switch, control_record, keep_note, newest, note_record, set_switch, switches,
 };
 pub(crate) use dead_reason::DeadReason;
-pub(crate) use facts::{Counters, EncodedResults, End, EndVerdict, Failure, ReservedStart, json, name};
+pub(crate) use facts::{
+    Counters, EncodedResults, End, EndVerdict, Failure, ReservedStart, ReservedStarts, json, name,
+};
 #[cfg(test)]
 pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};
@@ -80,7 +82,7 @@ pub(crate) use missing::{
 pub(crate) use overdue::{
     KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, is_overtaken, overdue_attempt, waiting_attempt,
 };
-pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
+pub(crate) use park::{ParkDecision, decide_parking, keep_reserved, park, reserved_starts, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use presence::{MAX_DESCRIBED_TASKS, OrderAnswer, WorkCounts, memory_to_show};
 pub(crate) use progress::{add_progress, progress_commit};

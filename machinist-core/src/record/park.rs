@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::{
-    facts::{Facts, Parked, json, name},
+    facts::{Facts, Parked, ReservedStart, ReservedStarts, json, name},
     fold::{Attempts, parked},
     follow_up::{FollowUp, follow_up_of_copy, recorded_follow_up},
     retention::UNFINISHED_TTL,
@@ -72,8 +72,36 @@ pub(crate) fn unpark(id: &TaskId, attempt: u32, generation: u32) -> Commit {
     commit
 }
 
+/// Creates the commit that keeps the reserved starts of a task that waits for them in a process.
+pub(crate) fn keep_reserved(id: &TaskId, reserved: &ReservedStarts) -> Commit {
+    let mut commit = Commit::new(id);
+    commit.unless = vec![name::END.into()];
+    commit.drop = vec![name::RESERVED.into()];
+    commit.facts = vec![(name::RESERVED.into(), json(reserved))];
+    commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
+    commit
+}
+
+/// Returns the starts that are reserved for a copy of this attempt and generation: those of the newest copy up to this one. A
+/// start of the attempt has used them.
+pub(crate) fn reserved_starts(facts: &Facts, attempt: u32, generation: u32) -> Vec<ReservedStart> {
+    if Attempts::of(facts).newest_start(attempt).is_some() {
+        return Vec::new();
+    }
+    let parked: Option<Parked> = facts.read(name::PARKED);
+    let parked = parked.map(|parked| (parked.attempt, parked.generation, parked.reserved));
+    let waiting: Option<ReservedStarts> = facts.read(name::RESERVED);
+    // A copy waits after it has come back: of two of one generation, this one is newer.
+    let waiting = waiting.map(|waiting| (waiting.attempt, waiting.generation, waiting.starts));
+    let of_copies = [parked, waiting].into_iter().flatten();
+    let of_this = of_copies.filter(|(of, copy, _)| *of == attempt && *copy <= generation);
+    of_this.max_by_key(|(_, copy, _)| *copy).map(|(.., starts)| starts).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_micros(1_000_000);
@@ -91,6 +119,40 @@ mod tests {
 
     fn id() -> TaskId {
         TaskId::parse("t").unwrap()
+    }
+
+    fn start(at: Timestamp) -> Vec<ReservedStart> {
+        vec![ReservedStart { bucket: "rate/task:t".to_owned(), at, shift: 0, step: Some(1) }]
+    }
+
+    fn waits(facts: &mut Facts, generation: u32, starts: Vec<ReservedStart>) {
+        let waiting = ReservedStarts { attempt: 1, generation, starts };
+        assert!(keep_reserved(&id(), &waiting).apply(facts));
+    }
+
+    #[test]
+    fn a_copy_has_the_starts_of_the_newest_copy_before_it_until_one_is_used() {
+        let (mut facts, later) = (Facts::new(), |seconds| start(NOW.plus(Duration::from_secs(seconds))));
+        assert_eq!(reserved_starts(&facts, 1, 0), []);
+        waits(&mut facts, 0, later(1));
+        assert_eq!(reserved_starts(&facts, 1, 0), later(1), "a delivery that comes again");
+        let parked = Parked { reserved: later(2), ..one(1) };
+        assert!(park(&id(), &parked, None, NOW).apply(&mut facts));
+        assert_eq!(reserved_starts(&facts, 1, 1), later(2));
+        waits(&mut facts, 1, later(3));
+        assert_eq!(reserved_starts(&facts, 1, 1), later(3));
+        assert_eq!(reserved_starts(&facts, 1, 2), later(3), "a guard that waited for something else");
+        assert_eq!(reserved_starts(&facts, 1, 0), [], "an older copy has none of them");
+        assert_eq!(reserved_starts(&facts, 2, 1), [], "nor has the next attempt");
+        facts.put(name::start(1, 1), "{}");
+        assert_eq!(reserved_starts(&facts, 1, 1), []);
+        let mut facts = Facts::new();
+        facts.put(name::END, "{}");
+        let waiting = ReservedStarts { attempt: 1, generation: 0, starts: later(1) };
+        assert!(
+            !keep_reserved(&id(), &waiting).apply(&mut facts),
+            "the record of a task that has ended stays"
+        );
     }
 
     #[test]

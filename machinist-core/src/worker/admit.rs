@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Settlement, WorkerContext,
+    ActiveDelivery, Settlement, WorkerContext,
     limits::NextStart,
     parking::{LOCAL_WAIT, Refusal},
     places::PlaceReply,
@@ -30,13 +30,15 @@ use crate::{
         places::places,
         stored_key,
     },
-    record::{Facts, ReservedStart, parked},
+    record::{Facts, ReservedStart, ReservedStarts, keep_reserved, reserved_starts},
     security::is_encrypted,
     wire::{Body, Envelope},
 };
 
 /// Time by which a start may be later than it was reserved for. One that is later is reserved again.
 const LATE: Duration = Duration::from_millis(500);
+/// Wait in the process from which on the record of a task keeps its reserved starts.
+const RECORDED_FROM: Duration = Duration::from_millis(100);
 /// Waits before a task that waits for a place asks again, if nothing wakes it before.
 const PLACE_POLLS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Maximum time for which a worker that starts asks for the limits of others.
@@ -53,8 +55,8 @@ const _: () =
 #[derive(Debug, Default)]
 pub(super) struct LimitState {
     reserved: Vec<ReservedStart>,
-    /// `true` if the reservations of its record are known.
-    record_read: bool,
+    /// Reservations in its record; `None` if they have not been read, and there may be some.
+    recorded: Option<Vec<ReservedStart>>,
     /// `true` if the record of the task decides, and not its limits.
     undecided: bool,
     wait: Option<PlaceWait>,
@@ -163,14 +165,11 @@ impl WorkerContext {
         if rates.is_empty() {
             return Ok(None);
         }
-        if envelope.generation > 0 && !state.record_read {
+        if state.recorded.is_none() {
             let facts = self.calls.read(&envelope.id).await?;
-            let same = |parked: &crate::record::Parked| {
-                (parked.attempt, parked.generation) == (envelope.attempt, envelope.generation)
-            };
-            state.reserved = parked(&facts).filter(same).map(|parked| parked.reserved).unwrap_or_default();
+            state.reserved = reserved_starts(&facts, envelope.attempt, envelope.generation);
+            state.recorded = Some(state.reserved.clone());
         }
-        state.record_read = true;
         for start in &mut state.reserved {
             let Some((limit, _)) = rates.iter().find(|(limit, _)| limit.bucket().id() == start.bucket) else {
                 continue;
@@ -274,12 +273,21 @@ impl WorkerContext {
             && Instant::now() + wait <= deadline
         {
             let _aside = self.look_ahead.aside(pauses);
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = state.woken(self) => {}
-                () = self.must_hand_back() => return Some(Settlement::HandBack),
-            }
-            return None;
+            let until = Instant::now() + wait;
+            let waited = async {
+                if wait >= RECORDED_FROM {
+                    let kept = Box::pin(self.keep_reserved(envelope, state));
+                    let _too_late = tokio::time::timeout_at(until, kept).await;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep_until(until) => {}
+                    () = state.woken(self) => {}
+                }
+            };
+            return tokio::select! {
+                () = waited => None,
+                () = self.must_hand_back() => Some(Settlement::HandBack),
+            };
         }
         let parked = match &state.wait {
             Some(PlaceWait { wake_up, max, .. }) => {
@@ -297,15 +305,37 @@ impl WorkerContext {
         parked
     }
 
+    /// Notes in the record of a task which starts are reserved for it. Nothing is lost if that fails, but a worker that takes
+    /// over the task reserves others then, and nobody uses these.
+    async fn keep_reserved(&self, envelope: &Envelope, state: &mut LimitState) {
+        if state.reserved.is_empty() || state.is_recorded() {
+            return;
+        }
+        let (attempt, generation) = (envelope.attempt, envelope.generation);
+        let reserved = ReservedStarts { attempt, generation, starts: state.reserved.clone() };
+        match self.calls.commit(keep_reserved(&envelope.id, &reserved)).await {
+            Ok(_) => state.recorded = Some(reserved.starts),
+            Err(unanswered) => {
+                tracing::debug!(?unanswered, task = %envelope.id, "reserved starts are not kept")
+            }
+        }
+    }
+
     /// Returns the settlement of a task that leaves without a slot. If it would be handed back by a worker that goes on, and has
     /// reserved starts, it is parked instead: a delivery that comes again would have lost them.
     pub(super) async fn leave_without_slot(
         &self,
         envelope: &Envelope,
         settlement: Settlement,
-        state: Option<&LimitState>,
+        state: Option<&mut LimitState>,
     ) -> Settlement {
-        let reserved = state.map(|state| &*state.reserved).unwrap_or_default();
+        let Some(state) = state else { return settlement };
+        if settlement == Settlement::Ack {
+            // It comes back as a guard, later than its start: then it starts as one that is late.
+            self.keep_reserved(envelope, state).await;
+            return settlement;
+        }
+        let reserved = &state.reserved;
         let last = reserved.iter().max_by_key(|start| start.at);
         let goes_on = !self.stages.is_draining() && self.app.0.trust.can_sign();
         let Some(last) = last.filter(|_| goes_on && settlement == Settlement::HandBack) else {
@@ -313,7 +343,7 @@ impl WorkerContext {
         };
         let subject = last.bucket.strip_prefix("rate/").unwrap_or_default();
         let refusal = Refusal::new(WaitReason::new("rate", subject), Some(last.at));
-        self.park(envelope, &refusal.with_reserved(reserved.to_vec())).await.unwrap_or(settlement)
+        self.park(envelope, &refusal.with_reserved(reserved.clone())).await.unwrap_or(settlement)
     }
 
     /// Releases a parked task if a place is free. A place that was freed between the refusal of a task and its parking has
@@ -396,6 +426,24 @@ impl WorkerContext {
 }
 
 impl LimitState {
+    pub(super) fn new(active: &ActiveDelivery) -> Self {
+        let is_first = active.envelope.generation == 0 && !active.redelivered;
+        Self { recorded: is_first.then(Vec::new), ..Self::default() }
+    }
+
+    /// Returns `true` if the record of the task has its reservations, as they are, or as they were before their buckets were
+    /// pushed back.
+    fn is_recorded(&self) -> bool {
+        let unshifted = |start: &ReservedStart| start.at.as_micros().saturating_sub(start.shift);
+        self.recorded.as_ref().is_some_and(|recorded| {
+            recorded.len() == self.reserved.len()
+                && recorded.iter().zip(&self.reserved).all(|(recorded, start)| {
+                    (&recorded.bucket, recorded.step, unshifted(recorded))
+                        == (&start.bucket, start.step, unshifted(start))
+                })
+        })
+    }
+
     fn wait_for_place(&mut self, record: RecordId, max: u32, gone_before: u64) {
         match &mut self.wait {
             Some(wait) if wait.wake_up.record == record => wait.gone_before = gone_before,

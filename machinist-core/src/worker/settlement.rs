@@ -38,6 +38,8 @@ impl From<Unanswered> for Settlement {
 pub(super) struct ActiveDelivery {
     pub(super) envelope: Envelope,
     pub(super) signature: Option<MessageSignature>,
+    /// `true` if the broker may have delivered it before.
+    pub(super) redelivered: bool,
     /// Generation of the key ring under which it was verified.
     pub(super) verified_under: u64,
     /// Settles the delivery; `None` after a guard has replaced it.

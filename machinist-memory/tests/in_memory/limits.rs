@@ -234,6 +234,33 @@ async fn a_limited_backlog_does_not_stand_still_behind_slow_tasks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_start_that_a_dead_worker_has_reserved_for_a_task_stays_with_the_task() {
+    let servers = servers().await;
+    let dead = servers.worker(&rate("2/s"));
+    let mut tasks = Vec::new();
+    for _ in 0..10 {
+        tasks.push(servers.send("a", 0).await);
+    }
+    let records: Vec<_> = tasks[1..].iter().map(|task| RecordId::from(task.id())).collect();
+    until(async || {
+        let all = servers.backend.read(&records).await.unwrap();
+        all.iter().all(|facts| facts.has("rs") || facts.has("pk"))
+    })
+    .await;
+    dead.worker.abort();
+    let live = servers.worker(&rate("2/s"));
+    for task in &tasks {
+        started_at(task).await;
+    }
+    let (_, mut starts) = servers.seen.of("a");
+    starts.sort_unstable();
+    let whole = starts[9] - starts[0];
+    // Nine starts, half a second each. If they were lost, the next ones would be behind them.
+    assert!(whole >= Duration::from_millis(4_000) && whole < Duration::from_millis(6_000), "{whole:?}");
+    assert!(live.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
 async fn starts_that_are_reserved_under_a_faster_rate_wait_for_a_lower_one() {
     let servers = servers().await;
     let worker = servers.worker(&by_key(rate("10/s")));

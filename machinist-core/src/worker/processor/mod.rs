@@ -138,7 +138,7 @@ impl TaskProcessor {
         &self,
         delivery: Delivery,
     ) -> Result<ActiveDelivery, (BoxFuture<'_, Settlement>, Box<dyn Receipt>)> {
-        let Delivery { queue, message, receipt, .. } = delivery;
+        let Delivery { queue, message, redelivered, receipt, .. } = delivery;
         let app = &self.worker.app.0;
         if !app.trust.can_sign() {
             return Err((Box::pin(async { Settlement::HandBack }), receipt));
@@ -152,6 +152,7 @@ impl TaskProcessor {
                     return Ok(ActiveDelivery {
                         envelope,
                         signature,
+                        redelivered,
                         verified_under,
                         receipt: Some(receipt),
                         outcome_key,
@@ -254,7 +255,7 @@ impl TaskProcessor {
                 Ok(slot) => slot,
                 Err(settlement) => {
                     let left =
-                        self.worker.leave_without_slot(&active.envelope, settlement, limited.as_deref());
+                        self.worker.leave_without_slot(&active.envelope, settlement, limited.as_deref_mut());
                     return Box::pin(left).await;
                 }
             };
@@ -270,7 +271,7 @@ impl TaskProcessor {
             let gone_before = self.worker.sessions.peers.gone_count();
             let mut undecided = false;
             if !self.worker.limits.is_open() {
-                let state = limited.get_or_insert_with(Box::<LimitState>::default);
+                let state = limited.get_or_insert_with(|| Box::new(LimitState::new(active)));
                 match Box::pin(self.worker.admit(&active.envelope, &registered, state)).await {
                     Ok(Admitted::Yes) => {}
                     Ok(Admitted::Undecided) => undecided = true,
