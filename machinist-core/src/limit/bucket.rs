@@ -23,6 +23,9 @@ pub(crate) const HORIZON: Duration = Duration::from_secs(3600);
 const BLOCK: Duration = Duration::from_millis(100);
 /// Time for which a bucket is kept after its last reserved start.
 const KEPT: Duration = Duration::from_secs(60);
+/// Time by which a late task may come before its turn, up to the time between two starts. Those of other workers do not come
+/// exactly at theirs, and one that came too soon would leave its turn unused.
+const LATE_EARLY: Duration = Duration::from_millis(50);
 /// Maximum time by which a bucket is pushed back.
 pub(crate) const MAX_PUSH: Duration = Duration::from_secs(24 * 3600);
 
@@ -129,6 +132,20 @@ impl Starts {
     }
 }
 
+/// Returns what is known of a bucket, without times that are over; `None` if `by` has changed it last, and only the reply was
+/// lost.
+fn known_before(facts: &Facts, by: &str, now: Timestamp) -> Option<Reserved> {
+    let empty = || Reserved { at: now, by: String::new(), shift: 0, pushed: None, late: None };
+    let known = facts.read::<Reserved>(RESERVED).unwrap_or_else(empty);
+    let (pushed, late) = (known.pushed.filter(|at| *at > now), known.late.filter(|at| *at > now));
+    (known.by != by).then_some(Reserved { pushed, late, ..known })
+}
+
+/// Time of the first start of a bucket whose starts are reserved up to `from`, in microseconds. It may be over.
+fn first_after(from: i64, terms: Terms) -> i64 {
+    from.saturating_add(terms.step()).saturating_sub(terms.tolerance())
+}
+
 /// Decision about a reservation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ReserveDecision {
@@ -149,23 +166,17 @@ pub(crate) fn reserve(
     by: &str,
     now: Timestamp,
 ) -> ReserveDecision {
-    let known = facts.read::<Reserved>(RESERVED);
-    if known.as_ref().is_some_and(|known| known.by == by) {
-        return ReserveDecision::Made;
-    }
+    let Some(known) = known_before(facts, by, now) else { return ReserveDecision::Made };
     let now_micros = now.as_micros();
     let furthest = now_micros.saturating_add(micros(HORIZON)).saturating_add(terms.tolerance());
-    let reserved = known.as_ref().map_or(now_micros, |known| known.at.as_micros());
-    let (shift, pushed, late) =
-        known.map_or((0, None, None), |known| (known.shift, known.pushed, known.late));
-    let pushed = pushed.filter(|pushed| *pushed > now);
+    let reserved = known.at.as_micros();
     // Further ahead than anybody reserves: the backend's clock was set back.
     let slack = terms.step().saturating_mul(i64::from(u32::MAX)).min(micros(HORIZON));
-    let slack = slack + pushed.map_or(0, |_| micros(MAX_PUSH));
+    let slack = slack + known.pushed.map_or(0, |_| micros(MAX_PUSH));
     let reserved = if reserved > furthest.saturating_add(slack) { now_micros } else { reserved };
     let from = reserved.max(now_micros);
     let step = terms.step();
-    let first = from.saturating_add(step).saturating_sub(terms.tolerance());
+    let first = first_after(from, terms);
     if first > now_micros.saturating_add(micros(HORIZON)) {
         return ReserveDecision::Full(Timestamp::from_micros(first));
     }
@@ -174,9 +185,8 @@ pub(crate) fn reserve(
     let left = number.min(u32::try_from(fit).unwrap_or(u32::MAX)).max(1);
     let step_nanos = terms.step_nanos();
     let until = from.saturating_add(micros_of(step_nanos, left.into()));
-    let late = late.filter(|late| *late > now);
-    let moved = Reserved { at: Timestamp::from_micros(until), by: by.to_owned(), shift, pushed, late };
-    let starts = Starts { first, step_nanos, taken: 0, left, since: now_micros, shift };
+    let starts = Starts { first, step_nanos, taken: 0, left, since: now_micros, shift: known.shift };
+    let moved = Reserved { at: Timestamp::from_micros(until), by: by.to_owned(), ..known };
     ReserveDecision::Commit(Box::new(replaced(facts, bucket, &moved, now)), starts)
 }
 
@@ -194,9 +204,9 @@ pub(crate) enum LateDecision {
 /// Decides how a task may start now whose start was reserved for `lapsed`, a while ago; `None` if it was reserved under a
 /// faster rate.
 ///
-/// All later starts are pushed back by as much as is needed to keep their distance from this one, so the rate holds for all
-/// of them together. Such starts come one by one, at the rate. Nothing is reserved ahead for them: a task that is late again
-/// takes nothing from the others.
+/// A start that nobody has reserved and that may come now is taken. Otherwise all later starts are pushed back by as much as
+/// is needed to keep their distance from this one, so the rate holds for all of them together. Such starts come one by one, at the
+/// rate. Nothing is reserved ahead for them: a task that is late again takes nothing from the others.
 pub(crate) fn start_late(
     facts: &Facts,
     bucket: &RecordId,
@@ -205,29 +215,31 @@ pub(crate) fn start_late(
     by: &str,
     now: Timestamp,
 ) -> LateDecision {
-    let known = facts.read::<Reserved>(RESERVED);
-    if known.as_ref().is_some_and(|known| known.by == by) {
-        return LateDecision::Made;
-    }
-    let (reserved, shift, pushed, late) =
-        known.map_or((now, 0, None, None), |known| (known.at, known.shift, known.pushed, known.late));
-    if let Some(next) = pushed.max(late).filter(|next| *next > now) {
-        return LateDecision::NotBefore(next);
-    }
+    let Some(known) = known_before(facts, by, now) else { return LateDecision::Made };
     let (step, now_micros) = (terms.step(), now.as_micros());
-    // The time of its own start is free, if it is one of this rate.
-    let own = lapsed.map_or(step, |lapsed| now_micros.saturating_sub(lapsed.as_micros()));
-    let more = step.min(own).max(0);
-    let shift = shift.saturating_add(more);
-    let next = now_micros.saturating_add(step);
-    let moved = Reserved {
-        at: Timestamp::from_micros(reserved.as_micros().saturating_add(more).max(next)),
-        by: by.to_owned(),
-        shift,
-        pushed: None,
-        late: Some(Timestamp::from_micros(next)),
+    let from = known.at.as_micros().max(now_micros);
+    let moved = if known.pushed.is_none() && first_after(from, terms) <= now_micros {
+        Reserved { at: Timestamp::from_micros(from.saturating_add(step)), by: by.to_owned(), ..known }
+    } else {
+        let early = LATE_EARLY.min(terms.step_time());
+        if let Some(next) = known.pushed.max(known.late.filter(|late| *late > now.plus(early))) {
+            return LateDecision::NotBefore(next);
+        }
+        // The time of its own start is free, if it is one of this rate.
+        let own = lapsed.map_or(step, |lapsed| now_micros.saturating_sub(lapsed.as_micros()));
+        let more = step.min(own).max(0);
+        let at = known.at.as_micros().saturating_add(more).max(now_micros.saturating_add(step));
+        let next =
+            known.late.map_or(now_micros, |late| late.as_micros().max(now_micros)).saturating_add(step);
+        Reserved {
+            at: Timestamp::from_micros(at),
+            by: by.to_owned(),
+            shift: known.shift.saturating_add(more),
+            pushed: None,
+            late: Some(Timestamp::from_micros(next)),
+        }
     };
-    LateDecision::Commit(Box::new(replaced(facts, bucket, &moved, now)), shift)
+    LateDecision::Commit(Box::new(replaced(facts, bucket, &moved, now)), moved.shift)
 }
 
 /// Decides how to keep a whole bucket from starts before `until`; `None` if it is kept that long already. Starts that are
@@ -240,29 +252,23 @@ pub(crate) fn push_back(
     by: &str,
     now: Timestamp,
 ) -> Option<Commit> {
-    let known = facts.read::<Reserved>(RESERVED);
-    if known.as_ref().is_some_and(|known| known.by == by) {
-        return None;
-    }
+    let known = known_before(facts, by, now)?;
     let until = until.min(now.plus(MAX_PUSH)).as_micros();
     let now_micros = now.as_micros();
-    let (reserved, shift, pushed, late) = known.map_or((0, 0, 0, None), |known| {
-        (known.at.as_micros(), known.shift, known.pushed.map_or(0, Timestamp::as_micros), known.late)
-    });
     // Several tasks are told the same at once: each pushes only by what is missing.
-    let more = until - pushed.max(now_micros);
+    let more = until - known.pushed.map_or(now_micros, Timestamp::as_micros);
     if more <= 0 {
         return None;
     }
     // The first start after it is at `until`, and no burst.
     let first = until.saturating_add(terms.tolerance()).saturating_sub(terms.step());
-    let at = reserved.max(now_micros).saturating_add(more).max(first);
+    let at = known.at.as_micros().max(now_micros).saturating_add(more).max(first);
     let moved = Reserved {
         at: Timestamp::from_micros(at),
         by: by.to_owned(),
-        shift: shift.saturating_add(more),
+        shift: known.shift.saturating_add(more),
         pushed: Some(Timestamp::from_micros(until)),
-        late,
+        late: known.late,
     };
     Some(replaced(facts, bucket, &moved, now))
 }
@@ -317,7 +323,7 @@ pub(crate) fn reset(bucket: &RecordId) -> Commit {
 /// Returns the time of the next free start of a bucket, for display.
 pub(crate) fn next_start(facts: &Facts, terms: Terms, now: Timestamp) -> Timestamp {
     let reserved = facts.read::<Reserved>(RESERVED).map_or(0, |known| known.at.as_micros());
-    let next = reserved.max(now.as_micros()).saturating_add(terms.step()).saturating_sub(terms.tolerance());
+    let next = first_after(reserved.max(now.as_micros()), terms);
     Timestamp::from_micros(next.max(now.as_micros()))
 }
 
@@ -551,7 +557,7 @@ mod tests {
     fn starts_that_others_have_reserved_make_room_for_a_late_one() {
         let mut facts = Facts::new();
         let five = terms(5, 1, 1);
-        assert_eq!(starts(&mut facts, five, 3, NOW), [0, 200, 400]);
+        assert_eq!(starts(&mut facts, five, 6, NOW), [0, 200, 400, 600, 800, 1000]);
         let late = |facts: &Facts, by, millis| {
             start_late(facts, &bucket(), five, Some(NOW), by, NOW.plus(Duration::from_millis(millis)))
         };
@@ -562,7 +568,44 @@ mod tests {
         let next = NOW.plus(Duration::from_millis(1200));
         assert_eq!(late(&facts, "b", 1100), LateDecision::NotBefore(next));
         assert!(matches!(late(&facts, "b", 1200), LateDecision::Commit(..)));
-        assert_eq!(starts(&mut facts, five, 1, NOW.plus(Duration::from_millis(1100))), [1200]);
+        assert_eq!(starts(&mut facts, five, 1, NOW.plus(Duration::from_millis(1100))), [1400]);
+    }
+
+    #[test]
+    fn a_late_task_takes_a_start_that_is_free_and_moves_none() {
+        let mut facts = Facts::new();
+        let five = terms(5, 3, 1);
+        assert_eq!(starts(&mut facts, five, 3, NOW), [0, 0, 0]);
+        let late = |facts: &Facts, by, millis| {
+            start_late(facts, &bucket(), five, Some(NOW), by, NOW.plus(Duration::from_millis(millis)))
+        };
+        // After 0.6 s three are free again, for late tasks as for others.
+        for by in ["a", "b", "c"] {
+            let LateDecision::Commit(commit, moved) = late(&facts, by, 600) else { panic!("{by}") };
+            assert!(commit.apply(&mut facts));
+            assert_eq!(moved, 0);
+        }
+        assert_eq!(next_start(&facts, five, NOW.plus(Duration::from_millis(600))).as_micros(), 1_000_800_000);
+        // The next one moves the others: it is the only one until 0.8 s.
+        let LateDecision::Commit(commit, moved) = late(&facts, "d", 600) else { panic!("d") };
+        assert!(commit.apply(&mut facts) && moved == 200_000);
+        assert!(matches!(late(&facts, "e", 600), LateDecision::NotBefore(_)));
+    }
+
+    #[test]
+    fn a_late_task_that_comes_a_little_before_its_turn_has_it_and_the_turns_after_it_stay() {
+        let mut facts = Facts::new();
+        let five = terms(5, 1, 1);
+        assert_eq!(starts(&mut facts, five, 9, NOW).len(), 9);
+        let late = |facts: &Facts, by, millis| {
+            start_late(facts, &bucket(), five, Some(NOW), by, NOW.plus(Duration::from_millis(millis)))
+        };
+        for (by, millis) in [("a", 1000), ("b", 1160), ("c", 1350)] {
+            let LateDecision::Commit(commit, _) = late(&facts, by, millis) else { panic!("{by}") };
+            assert!(commit.apply(&mut facts));
+        }
+        let next = NOW.plus(Duration::from_millis(1600));
+        assert_eq!(late(&facts, "d", 1540), LateDecision::NotBefore(next));
     }
 
     #[test]

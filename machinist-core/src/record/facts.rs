@@ -248,7 +248,7 @@ pub(crate) struct ReservedStart {
     pub(crate) step: Option<i64>,
 }
 
-/// `rs`: starts that are reserved for a task which waits for them in a process. Whoever takes it over from that process keeps
+/// `rs`: starts that are reserved for a task while it waits for them in a process. The worker that gets its message next uses
 /// them. It is replaced when the task reserves others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ReservedStarts {

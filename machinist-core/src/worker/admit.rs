@@ -184,20 +184,35 @@ impl WorkerContext {
             start.at = start.at.plus(Duration::from_micros(more));
             start.shift = shift;
         }
-        let now = self.now();
         state.reserved.retain(|start| rates.iter().any(|(limit, _)| limit.bucket().id() == start.bucket));
-        if state.reserved.iter().all(|start| start.at <= now)
-            && let Some(refused) = self.start_late(&rates, state).await?
-        {
-            return Ok(Some(refused));
+        loop {
+            // First those that it has to wait for: a start now would lapse meanwhile.
+            if let Some(later) = self.latest_start(&rates, state).await? {
+                return Ok(Some(later));
+            }
+            if let Some(refused) = self.start_late(&rates, state).await? {
+                return Ok(Some(refused));
+            }
+            if state.reserved.len() == rates.len() {
+                return Ok(None);
+            }
         }
+    }
+
+    /// Reserves a start of each rate of which none is reserved. Returns the latest time before which the task may not start, if
+    /// there is one, and the reason.
+    async fn latest_start(
+        &self,
+        rates: &[(&AppliedLimit, Terms)],
+        state: &mut LimitState,
+    ) -> Result<Option<(Timestamp, WaitReason)>, Unanswered> {
         let mut latest: Option<(Timestamp, WaitReason)> = None;
         for (limit, terms) in rates {
             let bucket = limit.bucket();
             let known = state.reserved.iter().find(|start| start.bucket == bucket.id()).map(|start| start.at);
             let at = match known {
                 Some(at) => at,
-                None => match self.next_start(limit, terms).await {
+                None => match self.next_start(limit, *terms).await {
                     Ok(NextStart::Reserved(at, shift)) => {
                         let (bucket, step) = (bucket.id().to_owned(), Some(terms.step()));
                         state.reserved.push(ReservedStart { bucket, at, shift, step });
@@ -224,21 +239,49 @@ impl WorkerContext {
         state: &mut LimitState,
     ) -> Result<Option<(Timestamp, WaitReason)>, Unanswered> {
         let now = self.now();
+        let found =
+            |start: &ReservedStart| rates.iter().find(|(limit, _)| limit.bucket().id() == start.bucket);
+        let is_too_fast =
+            |start: &ReservedStart, terms: Terms| start.step.is_some_and(|step| step < terms.step());
+        let has_lapsed =
+            |start: &ReservedStart, terms| start.at.plus(LATE) < now || is_too_fast(start, terms);
+        let lapsed = |start: &ReservedStart| found(start).filter(|(_, terms)| has_lapsed(start, *terms));
+        if state.reserved.iter().filter_map(lapsed).count() > 1 {
+            // What one rate grants is lost if another one refuses then: all are looked at before any is asked.
+            let (mut latest, known) = (None, state.reserved.len());
+            for start in std::mem::take(&mut state.reserved) {
+                let turn = match lapsed(&start) {
+                    Some((limit, terms)) => {
+                        let bucket = limit.bucket();
+                        let turn =
+                            self.limits.late_turn(&bucket, *terms, &self.calls, self.app.clock()).await;
+                        turn.map(|turn| turn.map(|at| (at, limit.rate_reason())))
+                    }
+                    None => Ok(None),
+                };
+                match turn {
+                    Ok(Some((at, _))) if at > now.plus(LOCAL_WAIT) => continue,
+                    Ok(Some((at, reason))) if latest.as_ref().is_none_or(|(latest, _)| at > *latest) => {
+                        latest = Some((at, reason));
+                    }
+                    Ok(_) => {}
+                    Err(Unanswered::BadRecord) => continue,
+                    Err(unanswered) => return Err(unanswered),
+                }
+                state.reserved.push(start);
+            }
+            if latest.is_some() || state.reserved.len() < known {
+                return Ok(latest);
+            }
+        }
         let mut refused = None;
         for start in std::mem::take(&mut state.reserved) {
-            let Some((limit, terms)) = rates.iter().find(|(limit, _)| limit.bucket().id() == start.bucket)
-            else {
-                continue;
-            };
-            let too_fast = start.step.is_some_and(|step| step < terms.step());
-            let late = start.at.plus(LATE) < now;
-            if refused.is_some() || !(late || too_fast) {
+            let Some((limit, terms)) = lapsed(&start).filter(|_| refused.is_none()) else {
                 state.reserved.push(start);
                 continue;
-            }
-            let lapsed = (!too_fast).then_some(start.at);
-            match self.limits.start_late(&limit.bucket(), *terms, lapsed, &self.calls, self.app.clock()).await
-            {
+            };
+            let own = (!is_too_fast(&start, *terms)).then_some(start.at);
+            match self.limits.start_late(&limit.bucket(), *terms, own, &self.calls, self.app.clock()).await {
                 // Kept if another limit refuses the task now: the bucket has been pushed back for it.
                 Ok(NextStart::Reserved(at, shift)) => {
                     let step = Some(terms.step());

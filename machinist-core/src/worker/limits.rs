@@ -295,12 +295,39 @@ impl Limits {
     pub(super) async fn shift(&self, id: &RecordId, calls: &ServerCalls) -> Result<i64, Unanswered> {
         let bucket = self.bucket(id);
         let mut pool = bucket.pool.lock().await;
+        Ok(shift(self.known(id, &mut pool, calls).await?))
+    }
+
+    /// Returns the time before which [`Limits::start_late`] would refuse a task; `None` if it would not. Takes nothing.
+    pub(super) async fn late_turn(
+        &self,
+        id: &RecordId,
+        terms: Terms,
+        calls: &ServerCalls,
+        clock: &Clock,
+    ) -> Result<Option<Timestamp>, Unanswered> {
+        let bucket = self.bucket(id);
+        let mut pool = bucket.pool.lock().await;
+        let known = self.known(id, &mut pool, calls).await?;
+        match start_late(known, id, terms, None, RunId::fresh().as_str(), clock.now()) {
+            LateDecision::NotBefore(at) => Ok(Some(at)),
+            LateDecision::Made | LateDecision::Commit(..) => Ok(None),
+        }
+    }
+
+    /// Returns the record of a bucket, as it was at most 100 ms ago.
+    async fn known<'a>(
+        &self,
+        id: &RecordId,
+        pool: &'a mut StartPool,
+        calls: &ServerCalls,
+    ) -> Result<&'a Facts, Unanswered> {
         if pool.known_at.is_none_or(|at| at.elapsed() >= LAPSED_AFTER) {
             self.usable(id)?;
             pool.known = self.noted(id, calls.read_record(id).await)?;
             pool.known_at = Some(Instant::now());
         }
-        Ok(shift(&pool.known))
+        Ok(&pool.known)
     }
 }
 

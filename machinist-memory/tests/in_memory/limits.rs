@@ -233,6 +233,16 @@ async fn a_limited_backlog_does_not_stand_still_behind_slow_tasks() {
     worker.stop().await;
 }
 
+/// Waits until the records of tasks have their reserved starts.
+async fn reserved(servers: &Servers, tasks: &[AsyncResult<()>]) {
+    let records: Vec<_> = tasks.iter().map(|task| RecordId::from(task.id())).collect();
+    until(async || {
+        let all = servers.backend.read(&records).await.unwrap();
+        all.iter().all(|facts| facts.has("rs") || facts.has("pk"))
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_start_that_a_dead_worker_has_reserved_for_a_task_stays_with_the_task() {
     let servers = servers().await;
@@ -241,12 +251,7 @@ async fn a_start_that_a_dead_worker_has_reserved_for_a_task_stays_with_the_task(
     for _ in 0..10 {
         tasks.push(servers.send("a", 0).await);
     }
-    let records: Vec<_> = tasks[1..].iter().map(|task| RecordId::from(task.id())).collect();
-    until(async || {
-        let all = servers.backend.read(&records).await.unwrap();
-        all.iter().all(|facts| facts.has("rs") || facts.has("pk"))
-    })
-    .await;
+    reserved(&servers, &tasks[1..]).await;
     dead.worker.abort();
     let live = servers.worker(&rate("2/s"));
     for task in &tasks {
@@ -827,6 +832,52 @@ async fn a_task_that_waits_longer_for_one_rate_does_not_use_a_lapsed_start_of_an
             assert!((last - first + 1) as f64 <= most, "{} in {:?}", last - first + 1, *to - *from);
         }
     }
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_task_takes_no_start_of_one_rate_before_another_one_grants_it_too() {
+    let servers = servers().await;
+    let worker = servers.builder(rate("5/s")).limit_queue("default", rate("1/s"));
+    let worker = Running::start(worker.task(SLOW, slow).concurrency(1).queue("default").queue("slow"));
+    let mut tasks = Vec::new();
+    for _ in 0..5 {
+        tasks.push(servers.send("a", 0).await);
+    }
+    reserved(&servers, &tasks[1..]).await;
+    // All starts lapse while it has the slot.
+    let slow = servers.app.client().send(SLOW.call((20_000,)).queue("slow")).await.unwrap();
+    slow.wait(MINUTE).await.unwrap();
+    let bucket = [RecordId::new(RecordKind::Limit, "rate/task:call")];
+    let mut seen = std::collections::BTreeSet::new();
+    while servers.seen.of("a").1.len() < 5 {
+        let facts = servers.backend.read(&bucket).await.unwrap().pop().unwrap();
+        seen.extend(facts.iter().map(|(_, reserved)| reserved.clone()));
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert!(seen.len() <= 5, "{} writes for four tasks", seen.len());
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_becomes_a_guard_before_it_has_a_slot_keeps_its_start() {
+    let servers = servers().await;
+    let options = TaskOptions::new().limit(by_key(rate("1/3s"))).concurrency(1);
+    let worker = servers.builder(Limit::new()).options("call", options);
+    let worker = Running::start(worker);
+    let mut tasks = Vec::new();
+    for _ in 0..12 {
+        tasks.push(servers.send("a", 0).await);
+    }
+    reserved(&servers, &tasks[1..]).await;
+    // The second task waits for the only slot for longer than a task may wait.
+    servers.send("b", 12_000).await.wait(MINUTE).await.unwrap();
+    let record = RecordId::from(tasks[1].id());
+    let facts = servers.backend.read(&[record]).await.unwrap().pop().unwrap();
+    assert!(facts.has("g:1:1") && !facts.has("pk"), "it is a guard, and not parked");
+    let second = started_at(&tasks[1]).await;
+    let last = started_at(&tasks[11]).await;
+    assert!(second < last, "another start would be behind all others");
     assert!(worker.stop().await.is_clean());
 }
 
