@@ -35,6 +35,15 @@ pub(crate) enum ClaimAnswer {
     Existing(TaskId),
 }
 
+/// Returns the answer to a task whose key another one has; `None` if it takes the key from that one.
+fn answer_of_holder(unique: &UniqueClaim, id: &TaskId, of: &TaskId) -> Option<Result<TaskId, SendError>> {
+    match unique.rule.on_conflict {
+        OnConflict::Existing | OnConflict::Drop => Some(Ok(of.clone())),
+        OnConflict::Refuse => Some(Err(SendError::Duplicate { id: id.clone(), of: of.clone() })),
+        OnConflict::Replace => None,
+    }
+}
+
 impl Client {
     /// Returns the key of a unique signature.
     pub(crate) fn unique_claim(&self, parts: &SignatureParts, waits: Duration) -> Option<UniqueClaim> {
@@ -106,31 +115,28 @@ impl Client {
                     facts = self.read(unique.record.clone()).await.map_err(failed)?;
                     continue;
                 }
-                ClaimDecision::Held(other) => match unique.rule.on_conflict {
-                    OnConflict::Existing | OnConflict::Drop => return Ok(ClaimAnswer::Existing(other)),
-                    OnConflict::Refuse => return Err(SendError::Duplicate { id: id.clone(), of: other }),
-                    OnConflict::Replace => {
-                        let has_expired = has_expired(&facts, &holder, claimant.kept, now);
-                        if !has_expired
-                            && !self.end_claimed(&other, holder, FailureKind::Replaced, id).await?
-                        {
-                            let holder = self.read(&other).await.map_err(failed)?;
-                            if matches!(
-                                decide_claim(&facts, &holder, &unique.record, claimant, now),
-                                ClaimDecision::Held(_)
-                            ) {
-                                return Err(SendError::Duplicate { id: id.clone(), of: other });
-                            }
-                        }
-                        let known = facts.clone();
-                        facts = self.read(unique.record.clone()).await.map_err(failed)?;
-                        if facts.get(CLAIM) != known.get(CLAIM) {
-                            continue;
-                        }
-                        // Its task has ended, but a claim for a period outlives that.
-                        replace(&facts, &unique.record, claimant, now)
+                ClaimDecision::Held(other) => {
+                    if let Some(answer) = answer_of_holder(unique, id, &other) {
+                        return answer.map(ClaimAnswer::Existing);
                     }
-                },
+                    let has_expired = has_expired(&facts, &holder, claimant.kept, now);
+                    if !has_expired && !self.end_claimed(&other, holder, FailureKind::Replaced, id).await? {
+                        let holder = self.read(&other).await.map_err(failed)?;
+                        if matches!(
+                            decide_claim(&facts, &holder, &unique.record, claimant, now),
+                            ClaimDecision::Held(_)
+                        ) {
+                            return Err(SendError::Duplicate { id: id.clone(), of: other });
+                        }
+                    }
+                    let known = facts.clone();
+                    facts = self.read(unique.record.clone()).await.map_err(failed)?;
+                    if facts.get(CLAIM) != known.get(CLAIM) {
+                        continue;
+                    }
+                    // Its task has ended, but a claim for a period outlives that.
+                    replace(&facts, &unique.record, claimant, now)
+                }
             };
             let value = commit.facts.iter().find(|(fact, _)| fact == CLAIM).map(|(_, value)| value.clone());
             match self.commit(commit).await.map_err(failed)? {
@@ -156,11 +162,7 @@ impl Client {
         let ClaimDecision::Held(of) = decide_claim(&facts, &holder, &unique.record, claimant, now) else {
             return None;
         };
-        match unique.rule.on_conflict {
-            OnConflict::Existing | OnConflict::Drop => Some(Ok(of)),
-            OnConflict::Refuse => Some(Err(SendError::Duplicate { id: id.clone(), of })),
-            OnConflict::Replace => None,
-        }
+        answer_of_holder(unique, id, &of)
     }
 
     /// Returns the request of a task for its key.
