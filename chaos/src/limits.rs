@@ -315,14 +315,18 @@ impl<'a> Runs<'a> {
         (gaps.len(), gaps.get(gaps.len() / 2).copied().unwrap_or_default())
     }
 
-    /// Share of the rate that was used while tasks waited.
+    /// Share of the rate that was used while tasks waited, and of the burst that had come together before they did.
     fn used(&self) -> f64 {
         let Some(rated) = self.keys.get(RATED_KEY) else { return 0.0 };
-        let (waited, begun) = rated.busy.iter().fold((0, 0), |(waited, begun), (from, to)| {
-            let within = rated.begun.iter().filter(|at| (from..=to).contains(at)).count();
-            (waited + (to - from), begun + within)
-        });
-        begun as f64 / (waited as f64 / 1e3 * f64::from(STARTS_PER_SECOND))
+        let starts_in = |millis: u64| millis as f64 / 1e3 * f64::from(STARTS_PER_SECOND);
+        let (mut begun, mut allowed, mut last_end) = (0, 0.0, None);
+        for (from, to) in &rated.busy {
+            begun += rated.begun.iter().filter(|at| (from..=to).contains(at)).count();
+            let saved = last_end.map_or(f64::INFINITY, |end| starts_in(from - end));
+            allowed += starts_in(to - from) + saved.min(f64::from(BURST));
+            last_end = Some(to);
+        }
+        begun as f64 / allowed
     }
 }
 
@@ -400,19 +404,24 @@ mod tests {
     }
 
     #[test]
-    fn the_used_share_counts_only_while_tasks_wait() {
+    fn the_used_share_counts_only_while_tasks_wait_and_a_burst_after_a_pause() {
         let mut runs = Runs::default();
-        let names: Vec<String> = (0..2 * STARTS_PER_SECOND).map(|n| n.to_string()).collect();
-        for name in &names {
-            runs.wait(RATED_KEY, name, 0);
+        let names: Vec<String> = (0..2 * STARTS_PER_SECOND + BURST).map(|n| n.to_string()).collect();
+        // The first one begins a burst, and so does the first after a pause in which nobody waits.
+        for began in [0, 60_000] {
+            for name in &names {
+                runs.wait(RATED_KEY, name, began);
+            }
+            for (number, run) in names.iter().enumerate() {
+                let after = (number as u64).saturating_sub(u64::from(BURST) - 1) * 1000;
+                let at = began + after / u64::from(STARTS_PER_SECOND);
+                runs.begin(RATED_KEY, "7", run, at);
+                runs.end(RATED_KEY, run, at);
+            }
         }
-        for (at, run) in names.iter().enumerate() {
-            let at = at as u64 * 1000 / u64::from(STARTS_PER_SECOND);
-            runs.begin(RATED_KEY, "7", run, at);
-            runs.end(RATED_KEY, run, at);
-        }
-        // Nobody waits any more.
-        runs.killed("7", 100_000);
-        assert!((0.99..1.05).contains(&runs.used()), "{}", runs.used());
+        assert!((0.97..=1.0).contains(&runs.used()), "{}", runs.used());
+        runs.wait(RATED_KEY, "late", 120_000);
+        runs.begin(RATED_KEY, "7", "late", 124_000);
+        assert!((0.4..0.6).contains(&runs.used()), "{}", runs.used());
     }
 }
