@@ -369,18 +369,24 @@ impl Sessions {
         std::mem::take(&mut self.state().lost_switches)
     }
 
-    /// Returns `true` if people have paused the name of this worker, and a session holds it that is alive. A record that cannot
-    /// be used, or an order that is not believed, counts as none.
+    /// Returns `true` if one of the names before the lowest free one is paused: of a process that was killed, which has not
+    /// expired yet, or of one that lives. A record that cannot be used, or an order that is not believed, counts as none.
     pub(super) async fn is_paused_elsewhere(&self) -> Result<bool, BackendError> {
         let backend = self.app.backend();
-        let Some(Ok(facts)) = backend.read_each(&[name_record(&self.name)]).await?.pop() else {
-            return Ok(false);
-        };
-        let order = facts.get(name::WANTED).map(|stored| self.app.0.trust.read_order(&self.name, stored));
-        let paused = matches!(order, Some(Ok(order)) if order.action == WorkerAction::Pause);
-        let Some(holder) = holder_of(&facts).filter(|_| paused) else { return Ok(false) };
-        let held = backend.read_each(&[RecordId::from(&holder)]).await?;
-        Ok(held.iter().any(|facts| facts.as_ref().is_ok_and(is_alive)))
+        for number in 1.. {
+            let name = numbered_name(&self.name, number);
+            let Some(Ok(facts)) = backend.read_each(&[name_record(&name)]).await?.pop() else { break };
+            let Some(holder) = holder_of(&facts) else { break };
+            let held = backend.read_each(&[RecordId::from(&holder)]).await?;
+            if !held.iter().any(|facts| facts.as_ref().is_ok_and(is_alive)) {
+                break;
+            }
+            let order = facts.get(name::WANTED).map(|stored| self.app.0.trust.read_order(&name, stored));
+            if matches!(order, Some(Ok(order)) if order.action == WorkerAction::Pause) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Takes the name that this worker holds, or the lowest one that no other live session holds. What people want belongs to
