@@ -94,6 +94,30 @@ fn the_second_live_process_is_drained_alone_on_rabbitmq_and_redis() {
     }
 }
 
+#[test]
+fn a_paused_process_that_is_killed_is_asleep_under_its_name_after_its_restart_on_rabbitmq_and_redis() {
+    let test =
+        "a_paused_process_that_is_killed_is_asleep_under_its_name_after_its_restart_on_rabbitmq_and_redis";
+    let Some(folder) = servers(test) else { return };
+    folder.write("machinist.toml", TASKS);
+    let _first = folder.worker(&["--name", "same"]);
+    let second = folder.worker(&["--name", "same"]);
+    listed(&folder, &[("same", "awake"), ("same#2", "awake")]);
+    folder.run(&["workers", "pause", "same#2"]).ended(0);
+    // Without a signal that it could obey: its session has not ended.
+    drop(second);
+    listed(&folder, &[("same", "awake"), ("same#2", "asleep")]);
+    let next = folder.worker(&["--name", "same"]);
+    eventually("it has the name, and sleeps", || {
+        let listed = workers(&folder);
+        let [_, worker] = &*listed else { return None };
+        (worker["pid"] == next.id() && worker["name"] == "same#2" && worker["state"] == "asleep")
+            .then_some(())
+    });
+    folder.run(&["workers", "resume", "same#2"]).ended(0);
+    listed(&folder, &[("same", "awake"), ("same#2", "awake")]);
+}
+
 fn a_disabled_task_waits(folder: &Folder) {
     folder.write("machinist.toml", TASKS);
     let _worker = folder.worker(&["--name", "one"]);

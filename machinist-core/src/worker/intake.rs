@@ -22,7 +22,7 @@ use super::{
 use machinist_adapter::error::chain;
 
 use crate::{
-    broker::{Consumer, SubscriptionHealth},
+    broker::{BrokerError, Consumer, SubscriptionHealth},
     event::WorkerState,
     id::QueueName,
     record::PresenceState,
@@ -100,12 +100,13 @@ impl Intake {
                     self.tell_of_connection(false);
                     presence.show(PresenceState::Awake);
                     let health = consumer.health();
+                    let tell = |lost| self.tell_of_connection(lost);
                     let withdraws = tokio::select! {
                         biased;
                         () = presence.wants_other_than(&queues) => false,
                         () = self.take(consumer) => return,
                         () = worker.calls.backend_is_away_for_long() => true,
-                        never = self.cancel_when_cut_off(health) => match never {},
+                        never = self.cancel_when_cut_off(health, tell) => match never {},
                     };
                     if withdraws {
                         drop(maintenance.take());
@@ -186,9 +187,11 @@ impl Intake {
         presence.show(PresenceState::Asleep);
         presence.set_subscribed(BTreeSet::new());
         let cut_off = async {
+            // The subscription has ended, and tells nothing new of the connection.
+            let asked = self.ask_for_broker();
             match health {
-                Some(health) => self.cancel_when_cut_off(health).await,
-                None => self.ask_for_broker().await,
+                Some(health) => tokio::join!(asked, self.cancel_when_cut_off(health, |_| {})).0,
+                None => asked.await,
             }
         };
         let nothing = BTreeSet::new();
@@ -200,8 +203,13 @@ impl Intake {
 
     /// Cancels all runs when neither server protects them any more: the lease has expired, and the connection that held
     /// the messages was lost since the last renewal. Other workers may then run the tasks. One of the two alone is no
-    /// reason to cancel, nor is a backend that refuses writes and shows in its records that nobody has taken the runs.
-    async fn cancel_when_cut_off(&self, health: Box<dyn SubscriptionHealth>) -> Infallible {
+    /// reason to cancel, nor is a backend that refuses writes and shows in its records that nobody has taken the runs. `tell`
+    /// is called with each check, and with `true` if the connection was lost since the last one.
+    async fn cancel_when_cut_off(
+        &self,
+        health: Box<dyn SubscriptionHealth>,
+        tell: impl Fn(bool),
+    ) -> Infallible {
         let sessions = &self.processor.worker.sessions;
         let mut known_held_until = sessions.held_until();
         let mut disconnects_at_renewal = health.disconnects();
@@ -211,7 +219,7 @@ impl Intake {
             let held_until = sessions.held_until();
             let disconnects = health.disconnects();
             let previous_disconnects = std::mem::replace(&mut last_disconnects, disconnects);
-            self.tell_of_connection(disconnects != previous_disconnects);
+            tell(disconnects != previous_disconnects);
             if held_until != known_held_until {
                 // A connection lost since the last check may have been lost after the renewal.
                 known_held_until = held_until;
@@ -249,7 +257,12 @@ impl Intake {
         let presence = &worker.sessions.presence;
         loop {
             tokio::time::sleep(worker.sessions.lease().check_interval()).await;
-            if presence.broker_is_away() && worker.app.broker().depth(&presence.queues()).await.is_ok() {
+            if !presence.broker_is_away() {
+                continue;
+            }
+            let answer = worker.app.broker().depth(&presence.queues()).await;
+            // A broker that refuses is there.
+            if !matches!(answer, Err(BrokerError::Unavailable(_))) {
                 self.tell_of_connection(false);
             }
         }

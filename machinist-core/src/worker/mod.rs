@@ -111,10 +111,12 @@ mod worker_context;
 
 use std::{
     fmt,
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use tokio::sync::watch;
 use tokio_util::{
     sync::CancellationToken,
@@ -341,7 +343,12 @@ impl Worker {
         let roles_over = worker.roles.over_on_drop();
         let fleet = Fleet::new(Arc::clone(&worker));
         let roles = roles.into_iter().map(|take_part| take_part(&fleet)).collect::<Result<Vec<_>, _>>()?;
-        worker.await_paused_name().await?;
+        let mut shutdown = pin!(shutdown.fuse());
+        if !worker.await_paused_name(&mut shutdown).await? {
+            stages.drain();
+            worker.orders.on_reload(None);
+            return Ok(worker.events.tally.drained());
+        }
         worker.sessions.open().await?;
         worker.sessions.read_control().await?;
         let renewals = Renewals::begin(&worker).map_err(WorkerError::Thread)?;

@@ -101,10 +101,14 @@ fn changed_queues(
 }
 
 impl WorkerContext {
-    /// Waits before the start while another session holds the name of this worker, and people have paused that name: the
-    /// process of that session may have been killed, and then this one takes the name and sleeps. A session that outlives its
-    /// lease belongs to a process that lives, and this worker is the second one of its name.
-    pub(super) async fn await_paused_name(&self) -> Result<(), BackendError> {
+    /// Waits before the start while other sessions hold the name of this worker, or the lowest of its numbers, and people have
+    /// paused one of them: the process of that session may have been killed, and then this one takes the name and sleeps. A
+    /// session that outlives its lease belongs to a process that lives, and this worker is a further one of its name. Returns
+    /// `false` if the worker was told to stop meanwhile.
+    pub(super) async fn await_paused_name(
+        &self,
+        mut shutdown: impl Future<Output = ()> + Unpin,
+    ) -> Result<bool, BackendError> {
         let lease = self.sessions.lease();
         let until = Instant::now() + lease.duration() + lease.check_interval();
         let mut waits = false;
@@ -117,10 +121,11 @@ impl WorkerContext {
             }
             tokio::select! {
                 () = tokio::time::sleep(lease.check_interval()) => {}
-                () = self.stages.reached_drain() => break,
+                () = self.stages.reached_drain() => return Ok(false),
+                () = &mut shutdown => return Ok(false),
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Applies what people want, as it was last read. Returns the commit that writes the wanted state back, where the

@@ -369,15 +369,22 @@ impl Sessions {
         std::mem::take(&mut self.state().lost_switches)
     }
 
-    /// Returns `true` if people have paused the name of this worker, and a session holds it that is alive. A record that cannot
-    /// be used, or an order that is not believed, counts as none.
+    /// Returns `true` if one of the names before the lowest free one is paused: of a process that was killed, which has not
+    /// expired yet, or of one that lives. A record that cannot be used, or an order that is not believed, counts as none.
     pub(super) async fn is_paused_elsewhere(&self) -> Result<bool, BackendError> {
-        let name = name_record(&self.name);
-        let Some(Ok(facts)) = self.app.backend().read_each(&[name]).await?.pop() else { return Ok(false) };
-        let order = facts.get(name::WANTED).map(|stored| self.app.0.trust.read_order(&self.name, stored));
-        let paused = matches!(order, Some(Ok(order)) if order.action == WorkerAction::Pause);
-        let Some(holder) = holder_of(&facts).filter(|_| paused) else { return Ok(false) };
-        self.is_live(&holder).await
+        for number in 1.. {
+            let name = numbered_name(&self.name, number);
+            let Some(Ok(facts)) = self.app.backend().read_each(&[name_record(&name)]).await?.pop() else { break };
+            let Some(holder) = holder_of(&facts) else { break };
+            if !self.is_live(&holder).await? {
+                break;
+            }
+            let order = facts.get(name::WANTED).map(|stored| self.app.0.trust.read_order(&name, stored));
+            if matches!(order, Some(Ok(order)) if order.action == WorkerAction::Pause) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Returns `true` if this session is alive. A record that cannot be used is no session: its worker opens another.

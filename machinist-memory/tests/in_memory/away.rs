@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -17,8 +17,8 @@ use machinist_core::{
     WorkerFilter, WorkerInfo,
     backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     broker::{
-        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
-        SideQueue,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
+        QueueDepth, SideQueue, SubscriptionHealth,
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
@@ -198,6 +198,62 @@ impl View {
     }
 }
 
+/// Connection of a subscription, as one to RabbitMQ counts its losses.
+#[derive(Debug, Default)]
+struct Connection {
+    away: Arc<AtomicBool>,
+    /// `true` if the subscription ended while the broker was away: it has never learnt that the broker is back.
+    ended_away: AtomicBool,
+    losses: AtomicU64,
+}
+
+#[derive(Debug)]
+struct ViewConsumer {
+    inner: Box<dyn Consumer>,
+    connection: Arc<Connection>,
+}
+
+#[async_trait]
+impl Consumer for ViewConsumer {
+    async fn next(&mut self) -> Option<Delivery> {
+        self.inner.next().await
+    }
+    async fn add_credit(&mut self, more: u16) {
+        self.inner.add_credit(more).await;
+    }
+    async fn pause(&mut self) {
+        self.inner.pause().await;
+    }
+    async fn stop(&mut self) {
+        let Connection { away, ended_away, .. } = &*self.connection;
+        ended_away.store(away.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.inner.stop().await;
+    }
+    fn health(&self) -> Box<dyn SubscriptionHealth> {
+        Box::new(ViewHealth { inner: self.inner.health(), connection: Arc::clone(&self.connection) })
+    }
+}
+
+#[derive(Debug)]
+struct ViewHealth {
+    inner: Box<dyn SubscriptionHealth>,
+    connection: Arc<Connection>,
+}
+
+#[async_trait]
+impl SubscriptionHealth for ViewHealth {
+    async fn check(&self) -> Result<(), String> {
+        self.inner.check().await
+    }
+    fn disconnects(&self) -> u64 {
+        let Connection { away, ended_away, losses } = &*self.connection;
+        if away.load(Ordering::SeqCst) || ended_away.load(Ordering::SeqCst) {
+            losses.fetch_add(1, Ordering::SeqCst);
+        }
+        self.inner.disconnects() + losses.load(Ordering::SeqCst)
+    }
+}
+
 #[async_trait]
 impl Diagnose for View {
     fn location(&self) -> String {
@@ -265,7 +321,10 @@ impl Broker for View {
     }
     async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
         self.note("subscription");
-        self.broker_there()?.consume(what).await
+        let inner = self.broker_there()?.consume(what).await?;
+        let connection =
+            Arc::new(Connection { away: Arc::clone(&self.broker_away), ..Connection::default() });
+        Ok(Box::new(ViewConsumer { inner, connection }))
     }
     async fn consume_side_queue(
         &self,
@@ -892,6 +951,23 @@ async fn a_worker_that_stays_paused_is_well_as_soon_as_its_broker_answers() {
     worker.view.broker_away.store(false, Ordering::SeqCst);
     until("it to show that", async || harness.workers().await[0].health == WorkerHealth::Green).await;
     assert_eq!(harness.workers().await[0].state, PresenceState::Asleep);
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_paused_while_its_broker_is_away_is_well_as_soon_as_the_broker_answers() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    worker.view.broker_away.store(true, Ordering::SeqCst);
+    until("it to show that", async || harness.workers().await[0].health == WorkerHealth::Yellow).await;
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    tokio::time::sleep(minutes(5)).await;
+    assert_eq!(harness.workers().await[0].health, WorkerHealth::Yellow, "it is away");
+    worker.view.broker_away.store(false, Ordering::SeqCst);
+    until("it to show that", async || harness.workers().await[0].health == WorkerHealth::Green).await;
+    assert_eq!(harness.workers().await[0].state, PresenceState::Asleep);
+    worker.view.has_seen(["broker_away", "asleep", "broker_back"]).await;
     assert!(worker.stops().await.is_clean());
 }
 

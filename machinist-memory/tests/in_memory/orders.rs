@@ -454,6 +454,67 @@ async fn a_paused_worker_that_is_killed_is_asleep_after_its_restart_under_its_na
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_paused_second_process_of_a_name_that_is_killed_is_asleep_after_its_restart() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let first = servers.worker();
+    awake(&client).await;
+    let worker = Worker::builder(&servers.app).name("w").task(WORK, work).build().unwrap();
+    let second = tokio::spawn(worker.run_until(std::future::pending()));
+    let listed = async || client.workers(&WorkerFilter::new()).await.unwrap();
+    comes("both are awake", async || {
+        let workers = listed().await;
+        workers.len() == 2 && workers.iter().all(|worker| worker.state == PresenceState::Awake)
+    })
+    .await;
+    let killed = listed().await.remove(1);
+    let paused =
+        client.order_workers(std::slice::from_ref(&killed), WorkerAction::Pause, false).await.unwrap().1;
+    assert!(paused[0].done && paused[0].worker == "w#2", "{paused:?}");
+    second.abort();
+    assert!(second.await.unwrap_err().is_cancelled());
+    let next = servers.worker();
+    comes("it takes the name", async || {
+        let workers = listed().await;
+        let [_, worker] = &*workers else { return false };
+        worker.incarnation != killed.incarnation && worker.state != PresenceState::Starting
+    })
+    .await;
+    let states: Vec<_> = listed().await.into_iter().map(|worker| (worker.name, worker.state)).collect();
+    assert_eq!(states, [("w".to_owned(), PresenceState::Awake), ("w#2".to_owned(), PresenceState::Asleep)]);
+    next.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_waits_for_its_paused_name_ends_as_soon_as_it_is_told_to() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let build = || Worker::builder(&servers.app).name("w").task(WORK, work).build().unwrap();
+    let first = tokio::spawn(build().run_until(std::future::pending()));
+    awake(&client).await;
+    order(&client, WorkerAction::Pause).await;
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    let second = Duration::from_secs(1);
+    let by_signal = build();
+    let stages = by_signal.stages();
+    let (by_future, by_signal, ()) = tokio::join!(
+        tokio::time::timeout(5 * second, build().run_until(tokio::time::sleep(second))),
+        tokio::time::timeout(5 * second, by_signal.run_until(std::future::pending())),
+        async {
+            tokio::time::sleep(second).await;
+            stages.advance();
+        }
+    );
+    for ended in [by_future, by_signal] {
+        assert!(ended.expect("it does not wait for the name").unwrap().is_clean());
+    }
+    let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+    assert_eq!(workers.len(), 1, "only the killed one has a session");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_is_paused_already_hands_back_what_still_runs_there() {
     let servers = servers().await;
     let client = servers.app.client();
