@@ -4,9 +4,8 @@
 //! wake-up, or has started after the order, obeys it too. A process that dies before its answer leaves the order for the
 //! next process of its name, or for its expiry.
 
-use std::{collections::BTreeSet, panic::AssertUnwindSafe, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
-use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
 use super::{
@@ -266,15 +265,12 @@ impl WorkerContext {
     /// Reads the configuration again. It is dropped when it takes long. It has changed nothing then.
     async fn reload(&self) -> ChangeAnswer {
         let within = self.change_timeout();
-        let reload = AssertUnwindSafe(self.orders.reload()).catch_unwind();
+        let hook = "the function that reads the configuration again";
+        // The session would expire if a panic ended its renewals.
+        let reload = self.app.0.observers.await_hook(hook, || self.orders.reload());
         match tokio::time::timeout(within, reload).await {
-            Ok(Ok(answer)) => answer,
-            // The session would expire if the panic ended its renewals.
-            Ok(Err(_panic)) => {
-                self.app.0.observers.hook_failed();
-                tracing::error!("the function that reads the configuration again panicked");
-                Err("the function that reads the configuration again panicked".to_owned())
-            }
+            Ok(Some(answer)) => answer,
+            Ok(None) => Err(format!("{hook} panicked")),
             Err(_) => {
                 Err(format!("the configuration could not be applied within {within:?}; nothing has changed"))
             }
