@@ -30,7 +30,7 @@ use machinist_core::{
     worker::{Drained, Health, TaskOptions},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 const WORK: TaskDef<(String,), String> = TaskDef::new("work");
@@ -116,6 +116,8 @@ struct View {
     broker_away: Arc<AtomicBool>,
     /// `true` if the backend answers reads and refuses writes, as a Redis without memory does.
     refuses_writes: Arc<AtomicBool>,
+    /// `false` while the backend takes its time with starts.
+    may_start: Arc<watch::Sender<bool>>,
     /// Fact whose next write is done and not answered.
     unanswered: Arc<Mutex<Option<&'static str>>>,
     /// Time that a request for the time takes until the backend reads its clock.
@@ -131,7 +133,19 @@ impl View {
         let (away, broker_away, refuses_writes, unanswered) = Default::default();
         let (slow_time, done, states) = Default::default();
         let (broker, backend) = (broker.connect(), backend.clone());
-        Self { broker, backend, away, broker_away, refuses_writes, unanswered, slow_time, done, states }
+        let may_start = Arc::new(watch::Sender::new(true));
+        Self {
+            broker,
+            backend,
+            away,
+            broker_away,
+            refuses_writes,
+            may_start,
+            unanswered,
+            slow_time,
+            done,
+            states,
+        }
     }
 
     fn lose_backend(&self, away: bool) {
@@ -215,6 +229,10 @@ impl Backend for View {
     }
     async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
         let names: Vec<_> = batch.iter().flat_map(|c| &c.facts).map(|(name, _)| name.to_string()).collect();
+        if names.iter().any(|name| name.starts_with("s:")) {
+            self.note("asks for a start");
+            self.may_start.subscribe().wait_for(|may_start| *may_start).await.unwrap();
+        }
         match self.writable() {
             Ok(backend) => {
                 let mut answers = backend.commit(batch).await;
@@ -869,6 +887,24 @@ async fn a_worker_that_was_paused_without_its_broker_is_well_when_it_has_subscri
     assert_eq!((report.color, report.reason), (WorkerHealth::Green, None));
     until("it to show that", async || harness.workers().await[0].health == WorkerHealth::Green).await;
     worker.view.has_seen(["broker_away", "asleep", "broker_back", "resubscribed"]).await;
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_is_granted_after_a_pause_is_handed_back_before_it_runs() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    worker.view.may_start.send_replace(false);
+    let task = harness.send("quick").await;
+    until("it to ask", async || worker.view.has_done("asks for a start")).await;
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    worker.view.may_start.send_replace(true);
+    until("it to be back in its queue", async || harness.queue().await == (1, 0)).await;
+    assert_eq!(worker.probe.begun(), 0, "it was paused");
+    assert!(harness.orders("w", WorkerAction::Resume).await);
+    succeeds(&task).await;
+    assert_eq!((worker.probe.begun(), task.record().await.unwrap().attempt), (1, 1));
     assert!(worker.stops().await.is_clean());
 }
 
