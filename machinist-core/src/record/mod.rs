@@ -90,7 +90,7 @@ pub(crate) use revoke::{
     revoked_root,
 };
 pub(crate) use session::{
-    close_session, is_alive, open_session, rename_session, renew_session, wake_session,
+    ShownWork, WorkChange, close_session, is_alive, open_session, rename_session, renew_session, wake_session,
 };
 pub(crate) use start::{StartDecision, StartRequest, decide_start};
 pub(crate) use turn::{end_turn, keep_turn, take_turn};

@@ -9,6 +9,7 @@ mod waiting;
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
+    backend::BackendError,
     client::Client,
     clock::Timestamp,
     ended::EndedScan,
@@ -165,7 +166,8 @@ impl Client {
         Ok(running.collect())
     }
 
-    /// Reads the records of the tasks that a worker names as running. A task without a record is PENDING.
+    /// Reads the records of the tasks that a worker names as running. A task without a record is PENDING. Those that have ended
+    /// since the worker has named them are left out.
     ///
     /// # Errors
     /// [`ResultError::Backend`].
@@ -173,12 +175,20 @@ impl Client {
     /// # Cancel safety
     /// Safe.
     pub async fn worker_runs(&self, worker: &WorkerInfo) -> Result<Vec<Record>, ResultError> {
-        let ids = worker.runs.iter().filter_map(|id| TaskId::parse(id).ok());
-        self.with_records(ids.map(|id| Record::of(id, TaskState::Pending)).collect()).await
+        Ok(self.records_of_runs(&worker.runs).await?)
+    }
+
+    /// Reads the records of tasks that a worker has named as running, and leaves out those that do not run any more.
+    async fn records_of_runs(&self, ids: &[String]) -> Result<Vec<Record>, BackendError> {
+        let ids = ids.iter().filter_map(|id| TaskId::parse(id).ok());
+        let mut records =
+            self.with_records(ids.map(|id| Record::of(id, TaskState::Pending)).collect()).await?;
+        records.retain(|record| !record.state.is_final() && record.state != TaskState::Retry);
+        Ok(records)
     }
 
     /// Returns these tasks with what their records say; a task without a record stays as it is.
-    pub(crate) async fn with_records(&self, tasks: Vec<Record>) -> Result<Vec<Record>, ResultError> {
+    pub(crate) async fn with_records(&self, tasks: Vec<Record>) -> Result<Vec<Record>, BackendError> {
         let ids: Vec<RecordId> = tasks.iter().map(|task| RecordId::from(&task.id)).collect();
         let facts = if ids.is_empty() { Vec::new() } else { self.app.backend().read_each(&ids).await? };
         let mut records = Vec::with_capacity(tasks.len());

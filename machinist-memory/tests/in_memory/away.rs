@@ -23,7 +23,7 @@ use machinist_core::{
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
     event::{Event, EventKind},
-    id::{QueueName, RecordId, RecordKind},
+    id::{QueueName, RecordId, RecordKind, SessionId},
     limit::Limit,
     record::{Facts, PresenceState, TaskState, WorkerHealth},
     sign::{Algorithm, Key, KeyState, Keyring},
@@ -161,6 +161,11 @@ impl View {
         self.done.lock().unwrap().iter().any(|done| done == what)
     }
 
+    /// How often it has done this.
+    fn count(&self, what: &str) -> usize {
+        self.done.lock().unwrap().iter().filter(|done| *done == what).count()
+    }
+
     /// When it did this for the first time since the backend was lost or found.
     fn place(&self, what: &str) -> usize {
         let done = self.done.lock().unwrap();
@@ -250,6 +255,7 @@ impl Backend for View {
         }
     }
     async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
+        ids.iter().filter(|id| id.kind() == RecordKind::Task).for_each(|id| self.note(format!("read {id}")));
         self.there()?.read(ids).await
     }
     async fn watch(&self, id: &RecordId) -> Result<Watch, BackendError> {
@@ -905,6 +911,62 @@ async fn a_start_that_is_granted_after_a_pause_is_handed_back_before_it_runs() {
     assert!(harness.orders("w", WorkerAction::Resume).await);
     succeeds(&task).await;
     assert_eq!((worker.probe.begun(), task.record().await.unwrap().attempt), (1, 1));
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_record_of_a_run_is_read_once_in_a_lease_or_when_the_session_is_woken() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let task = harness.send("listens").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
+    let read = format!("read {}", RecordId::from(task.id()));
+    let before = worker.view.count(&read);
+    tokio::time::sleep(20 * LEASE).await;
+    let reads = worker.view.count(&read) - before;
+    assert!((15..=21).contains(&reads), "{reads} in 20 leases");
+    harness.app.client().revoke(task.id()).await.unwrap();
+    until("it to be told", async || worker.probe.told() == 1).await;
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_that_wakes_nobody_is_seen_within_a_lease() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let task = harness.send("listens").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
+    tokio::time::sleep(LEASE).await;
+    // As a process that dies before it wakes the session.
+    let mut revoked = Commit::new(task.id());
+    revoked.facts = vec![("rv".into(), "1".into())];
+    harness.backend.commit(vec![revoked.into()]).await.remove(0).unwrap();
+    let asked = Instant::now();
+    until("it to be told", async || worker.probe.told() == 1).await;
+    assert!(asked.elapsed() <= LEASE + LEASE / 3, "{:?}", asked.elapsed());
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_goes_on_whose_record_was_not_read_when_the_session_was_lost() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let task = harness.send("waits").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
+    let sessions = async || {
+        let workers = harness.workers().await;
+        workers.into_iter().map(|worker| worker.incarnation).collect::<Vec<_>>()
+    };
+    let before = sessions().await;
+    let mut gone = Commit::new(&SessionId::from(before[0].as_str()));
+    gone.drop = vec!["lease".into()];
+    harness.backend.commit(vec![gone.into()]).await.remove(0).unwrap();
+    until("another session", async || sessions().await.len() == 1 && sessions().await != before).await;
+    let adopted = async || harness.facts(&task).await.has("s:1:2");
+    until("it to be adopted", adopted).await;
+    worker.probe.may_end.cancel();
+    succeeds(&task).await;
+    assert_eq!((worker.probe.begun(), worker.probe.told()), (1, 0));
     assert!(worker.stops().await.is_clean());
 }
 
