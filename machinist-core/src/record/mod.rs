@@ -61,7 +61,8 @@ pub(crate) use continuation::{
     join_record, joinings, never_after, spawned_by,
 };
 pub(crate) use control::{
-    Newest, Switch, control_record, keep_note, newest, note_record, set_switch, switches,
+    Newest, Switch, control_record, keep_listed_runs, keep_note, listed_runs_record, newest, note_record,
+    set_switch, switches,
 };
 pub(crate) use dead_reason::DeadReason;
 pub(crate) use facts::{Counters, EncodedResults, End, EndVerdict, Failure, ReservedStart, json, name};

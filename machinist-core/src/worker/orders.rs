@@ -16,7 +16,10 @@ use crate::{
     backend::{BackendError, Commit, Committed},
     clock::Timestamp,
     id::{QueueName, QueuePattern},
-    record::{Newest, OrderAnswer, PresenceState, answer_order, json, name, newest, orders, restore_wanted},
+    record::{
+        Newest, OrderAnswer, PresenceState, answer_order, json, keep_listed_runs, name, newest, orders,
+        restore_wanted,
+    },
     security::{WorkerAction, WorkerChange, WorkerOrder},
 };
 use machinist_adapter::error::chain;
@@ -189,7 +192,13 @@ impl WorkerContext {
                 Err(why) => Err(why.clone()),
                 Ok(order) => match self.decide(order) {
                     OrderDecision::NotYet => continue,
-                    OrderDecision::Done => Ok(None),
+                    OrderDecision::Done => {
+                        if order.action == WorkerAction::ListRuns {
+                            // First: whoever reads the answer finds the list.
+                            self.keep_listed_runs(order).await?;
+                        }
+                        Ok(None)
+                    }
                     OrderDecision::Change if changed => {
                         self.sessions.presence.woken.notify_one();
                         break;
@@ -221,6 +230,12 @@ impl WorkerContext {
             }
         }
         Ok(())
+    }
+
+    /// Writes all that runs into a record of its own: kept with the answers, it would be read with every renewal.
+    async fn keep_listed_runs(&self, order: &WorkerOrder) -> Result<(), BackendError> {
+        let runs = self.sessions.all_runs();
+        self.app.client().commit(keep_listed_runs(&order.id, &self.sessions.current(), runs)).await.map(drop)
     }
 
     fn decide(&self, order: &WorkerOrder) -> OrderDecision {

@@ -25,7 +25,7 @@ use super::{
     peers::Peers,
     presence::Presence,
     server_calls::ServerCalls,
-    shown_work::{SHOWN_RUNS, WorkRecord, at_most, list},
+    shown_work::{MAX_LISTED_RUNS, SHOWN_RUNS, WorkRecord, at_most, list},
     switches::Switches,
 };
 use crate::{
@@ -749,6 +749,11 @@ impl Sessions {
             runs.retain(|_, value| !says_nothing(value));
         }
         ShownWork { runs: json(&runs), ids: list(at_most(SHOWN_RUNS, running)) }
+    }
+
+    /// Returns the ids of all tasks that run, as they are stored, within a bound.
+    pub(super) fn all_runs(&self) -> Bytes {
+        list(at_most(MAX_LISTED_RUNS, self.state().running_ids()))
     }
 
     /// Judges the health of the worker.

@@ -11,6 +11,8 @@ use crate::record::{ShownWork, WorkChange, json};
 
 /// Maximum number of ids that a session shows of what its worker runs.
 pub(super) const SHOWN_RUNS: usize = 20;
+/// Maximum number of ids that a worker tells when it is asked for all.
+pub(super) const MAX_LISTED_RUNS: usize = 10_000;
 
 /// The work as the record of the session shows it.
 #[derive(Debug, Default)]
