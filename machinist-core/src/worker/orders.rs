@@ -232,7 +232,7 @@ impl WorkerContext {
         Ok(())
     }
 
-    /// Writes all that runs into a record of its own: kept with the answers, it would be read with every renewal.
+    /// Writes all that runs into a separate record: kept with the answers, it would be read with every renewal.
     async fn keep_listed_runs(&self, order: &WorkerOrder) -> Result<(), BackendError> {
         let runs = self.sessions.all_runs();
         self.app.client().commit(keep_listed_runs(&order.id, &self.sessions.current(), runs)).await.map(drop)

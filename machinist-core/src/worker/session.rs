@@ -789,7 +789,7 @@ impl Sessions {
     /// outcomes of runs that ended meanwhile are recorded first. Then the session is opened and adopts what still runs;
     /// new starts wait for it.
     ///
-    /// The record of a run is read once in a lease, because it rarely says anything new: whoever revokes a task wakes the
+    /// The record of a run is read once in a lease, because it rarely says anything new: a revocation wakes the
     /// session. All are read after such a wake-up, after a failure, and where no wake-up can come.
     pub(super) async fn renew(&self, calls: &ServerCalls) -> Result<(), BackendError> {
         let all = std::mem::take(&mut self.state().looks_at_all);
