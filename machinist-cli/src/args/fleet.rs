@@ -54,6 +54,9 @@ pub(crate) enum WorkersCommand {
     Show {
         /// Name of the worker
         name: String,
+        /// Ask the worker for all that it runs, instead of reading what it has shown last
+        #[arg(long)]
+        all: bool,
     },
     /// Put workers to sleep: they start nothing until they are resumed, also after a restart
     Pause(WorkerOrderArgs),

@@ -24,7 +24,7 @@ const LISTED_NAMES: usize = 10;
 pub(super) async fn run(args: WorkersArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     match args.command {
         None => list(&args, settings, json).await,
-        Some(WorkersCommand::Show { name }) => show(name, settings, json).await,
+        Some(WorkersCommand::Show { name, all }) => show(name, all, settings, json).await,
         Some(WorkersCommand::Pause(order)) => {
             give(&order.targets, WorkerAction::Pause, order.now, settings, json).await
         }
@@ -137,13 +137,17 @@ fn limits(worker: &WorkerInfo) -> String {
     limits.collect::<Vec<_>>().join(", ")
 }
 
-async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, CliError> {
-    let app = connect_reader(settings).await?;
+async fn show(name: String, all: bool, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    let app = if all { connect(settings).await? } else { connect_reader(settings).await? };
     let targets = WorkerTargets { names: vec![name], ..WorkerTargets::default() };
     let client = app.client();
     let workers = selected(&client, &targets).await?;
     for worker in &workers {
-        let runs = client.worker_runs(worker).await?;
+        let runs = if all {
+            client.all_worker_runs(worker).await.map_err(cannot_order)?
+        } else {
+            client.worker_runs(worker).await?
+        };
         let view = WorkerView::with_runs(worker, &runs);
         if json {
             output::json(&view)?;
@@ -178,8 +182,8 @@ async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, Cli
             output::line(&format!("{:<13}{id} {}{since}", "runs", task.unwrap_or("-")))?;
         }
         let unnamed = (worker.running as usize).saturating_sub(worker.runs.len());
-        if unnamed > 0 {
-            output::note(&format!("machinist: {unnamed} further tasks run, and are only counted"));
+        if unnamed > 0 && !all {
+            output::note(&format!("machinist: {unnamed} further tasks run; --all asks the worker for them"));
         }
     }
     app.broker().close().await;
@@ -293,7 +297,9 @@ pub(super) fn cannot_order(error: OrderError) -> CliError {
     match error {
         OrderError::Backend(error) => error.into(),
         OrderError::Release(error) => error.into(),
-        error @ OrderError::Contended(_) => CliError::from_error(Code::Failed, &error),
+        error @ (OrderError::Contended(_) | OrderError::NotTold { .. }) => {
+            CliError::from_error(Code::Failed, &error)
+        }
         error => CliError::from_error(Code::NotPermitted, &error)
             .remedy("give the order where an unrestricted key signs"),
     }

@@ -200,6 +200,11 @@ fn a_worker_shows_what_it_runs() {
     assert_eq!(runs, json!([{ "id": id, "task": "sleep", "since": started }]));
     let shown = folder.run(&["workers", "show", "one"]).ended(0).stdout;
     assert!(shown.contains(&format!("{id} sleep since ")), "{shown}");
+    let more = folder.send(&["sleep", "600000"]);
+    eventually("it runs", || (folder.status(&more)["state"] == "STARTED").then_some(()));
+    let all = folder.run(&["workers", "show", "one", "--all", "--json"]).ended(0).json();
+    let ids: Vec<_> = all["runs"].as_array().unwrap().iter().map(|run| run["id"].clone()).collect();
+    assert_eq!(ids, [json!(id), json!(more)], "it is asked, and tells what runs now");
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use futures_util::FutureExt as _;
+
 use super::{Event, Stopwatch};
 
 /// Receives the events of an application: see [`AppBuilder::observer`](crate::AppBuilder::observer).
@@ -93,7 +95,20 @@ impl Observers {
     /// Calls a hook, and keeps its panic from everybody else: the panic is logged and counted. `None` then.
     pub(crate) fn call_hook<T>(&self, hook: &str, call: impl FnOnce() -> T) -> Option<T> {
         // Unwind safe: only what the hook itself has changed may be left inconsistent.
-        let returned = catch_unwind(AssertUnwindSafe(call)).ok();
+        self.told_of_panic(hook, catch_unwind(AssertUnwindSafe(call)))
+    }
+
+    /// Awaits a hook, and keeps its panic from everybody else as [`call_hook`](Self::call_hook) does.
+    ///
+    /// # Cancel safety
+    /// A dropped future drops the hook.
+    pub(crate) async fn await_hook<T>(&self, hook: &str, call: impl AsyncFnOnce() -> T) -> Option<T> {
+        // The call itself is inside the future: a hook may panic before it returns its own.
+        self.told_of_panic(hook, AssertUnwindSafe(call()).catch_unwind().await)
+    }
+
+    fn told_of_panic<T>(&self, hook: &str, returned: std::thread::Result<T>) -> Option<T> {
+        let returned = returned.ok();
         if returned.is_none() {
             tracing::error!("{hook} panicked: everything else goes on");
             self.hook_failed();

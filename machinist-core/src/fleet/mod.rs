@@ -157,8 +157,6 @@ struct Runs {
     #[serde(default)]
     count: u32,
     #[serde(default)]
-    running: Vec<String>,
-    #[serde(default)]
     state: PresenceState,
     #[serde(default)]
     counts: WorkCounts,
@@ -174,6 +172,7 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
     let about: About = serde_json::from_slice(facts.get(name::ABOUT).filter(|_| is_alive(facts))?).ok()?;
     let runs: Runs =
         facts.get(name::RUNS).and_then(|runs| serde_json::from_slice(runs).ok()).unwrap_or_default();
+    let ids = facts.get(name::RUN_IDS).and_then(|ids| serde_json::from_slice(ids).ok());
     Some(WorkerInfo {
         name: about.worker,
         incarnation: session.to_owned(),
@@ -199,7 +198,7 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
         failed: runs.counts.failed,
         retried: runs.counts.retried,
         memory: runs.memory,
-        runs: runs.running,
+        runs: ids.unwrap_or_default(),
         roles: about.roles,
     })
 }

@@ -80,6 +80,14 @@ pub enum OrderError {
     /// Others change the same state again and again.
     #[error("others give orders to {0} at the same time; try again")]
     Contended(String),
+    /// A worker has not told what it runs.
+    #[error("{worker} has not told what it runs: {reason}")]
+    NotTold {
+        /// Name of the worker.
+        worker: String,
+        /// Reason.
+        reason: String,
+    },
     /// The switch is set, and the tasks that wait could not be released.
     #[error("the tasks that wait could not be released")]
     Release(#[from] ControlError),

@@ -12,11 +12,13 @@ use super::{
 };
 use crate::{
     backend::{Commit, Expiry},
-    id::{QueueName, RecordId, RecordKind, TaskName},
+    id::{QueueName, RecordId, RecordKind, SessionId, TaskName},
 };
 
 /// Time for which the note of an order is kept.
 const NOTE_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Time for which a list of runs is kept for those who have asked for it.
+const LISTED_RUNS_TTL: Duration = Duration::from_secs(60);
 
 /// Subject of a switch.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,6 +95,21 @@ pub(crate) fn keep_note(order: &str, note: &Bytes) -> Commit {
     let mut commit = Commit::new(note_record(order));
     commit.facts = vec![(name::ABOUT.into(), note.clone())];
     commit.expiry = Expiry::After(NOTE_TTL);
+    commit
+}
+
+/// Returns the record of the list of runs that a session has written because an order asked for it.
+pub(crate) fn listed_runs_record(order: &str, session: &SessionId) -> RecordId {
+    RecordId::new(RecordKind::Control, &format!("runs.{order}.{session}"))
+}
+
+/// Creates the commit that keeps such a list until it was read.
+pub(crate) fn keep_listed_runs(order: &str, session: &SessionId, ids: Bytes) -> Commit {
+    let mut commit = Commit::new(listed_runs_record(order, session));
+    // Asked again, because a reply was lost, the worker writes what runs then.
+    commit.drop = vec![name::RUN_IDS.into()];
+    commit.facts = vec![(name::RUN_IDS.into(), ids)];
+    commit.expiry = Expiry::After(LISTED_RUNS_TTL);
     commit
 }
 

@@ -95,8 +95,10 @@ pub(crate) mod name {
     pub(crate) const LEASE: &str = "lease";
     /// Description of the worker, in the record of its session.
     pub(crate) const ABOUT: &str = "about";
-    /// Runs of the worker, in the record of its session.
+    /// State and counts of the worker's work, in the record of its session.
     pub(crate) const RUNS: &str = "runs";
+    /// Ids of some of the worker's runs, in the record of its session.
+    pub(crate) const RUN_IDS: &str = "ids";
 
     pub(crate) const END: &str = "end";
     pub(crate) const FOLLOWED: &str = "f";

@@ -61,7 +61,8 @@ pub(crate) use continuation::{
     join_record, joinings, never_after, spawned_by,
 };
 pub(crate) use control::{
-    Newest, Switch, control_record, keep_note, newest, note_record, set_switch, switches,
+    Newest, Switch, control_record, keep_listed_runs, keep_note, listed_runs_record, newest, note_record,
+    set_switch, switches,
 };
 pub(crate) use dead_reason::DeadReason;
 pub(crate) use facts::{
@@ -92,7 +93,7 @@ pub(crate) use revoke::{
     revoked_root,
 };
 pub(crate) use session::{
-    close_session, is_alive, open_session, rename_session, renew_session, wake_session,
+    ShownWork, WorkChange, close_session, is_alive, open_session, rename_session, renew_session, wake_session,
 };
 pub(crate) use start::{StartDecision, StartRequest, decide_start};
 pub(crate) use turn::{end_turn, keep_turn, take_turn};

@@ -40,6 +40,8 @@ pub enum WorkerAction {
     Ping,
     /// Answer as soon as the subscription is the one that is wanted.
     Settle,
+    /// Tell everything that runs ([`Client::all_worker_runs`](crate::Client::all_worker_runs)).
+    ListRuns,
 }
 
 /// Change of the options of a running worker. A restart undoes it.
@@ -72,6 +74,7 @@ impl WorkerAction {
             Self::Reload => "reload",
             Self::Ping => "ping",
             Self::Settle => "settle",
+            Self::ListRuns => "list",
         }
     }
 

@@ -9,15 +9,20 @@ mod waiting;
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
+    backend::BackendError,
     client::Client,
     clock::Timestamp,
     ended::EndedScan,
     error::ResultError,
-    fleet::{WorkerFilter, WorkerInfo},
-    id::{RecordId, TaskId},
+    fleet::{OrderError, WorkerFilter, WorkerInfo},
+    id::{RecordId, SessionId, TaskId},
     listed_tasks::TaskFilter,
-    record::{Record, TaskState},
+    record::{Record, TaskState, listed_runs_record, name},
+    security::WorkerAction,
 };
+
+/// Number of records of runs that are read at once.
+const RUNS_PAGE_SIZE: usize = 200;
 
 /// Number of listed tasks after which a search that has not found enough ends.
 const MAX_ROWS: u64 = 10_000;
@@ -165,7 +170,8 @@ impl Client {
         Ok(running.collect())
     }
 
-    /// Reads the records of the tasks that a worker names as running. A task without a record is PENDING.
+    /// Reads the records of the tasks that a worker names as running. A task without a record is PENDING. Those that have ended
+    /// since the worker has named them are left out.
     ///
     /// # Errors
     /// [`ResultError::Backend`].
@@ -173,12 +179,47 @@ impl Client {
     /// # Cancel safety
     /// Safe.
     pub async fn worker_runs(&self, worker: &WorkerInfo) -> Result<Vec<Record>, ResultError> {
-        let ids = worker.runs.iter().filter_map(|id| TaskId::parse(id).ok());
-        self.with_records(ids.map(|id| Record::of(id, TaskState::Pending)).collect()).await
+        Ok(self.records_of_runs(&worker.runs).await?)
+    }
+
+    /// Asks a worker for everything that it runs, and reads the records of these tasks: at most 10,000, the oldest first. The
+    /// worker is given an order, so this needs a key that may command it, and takes at most 20 s.
+    ///
+    /// # Errors
+    /// [`OrderError`]; [`OrderError::NotTold`] if the worker has refused or gives no answer.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn all_worker_runs(&self, worker: &WorkerInfo) -> Result<Vec<Record>, OrderError> {
+        let not_told =
+            |reason: &str| OrderError::NotTold { worker: worker.name.clone(), reason: reason.to_owned() };
+        let asked = self.order_workers(std::slice::from_ref(worker), WorkerAction::ListRuns, false).await?;
+        let (order, results) = asked;
+        if let Some(refused) = results.iter().find(|result| !result.done) {
+            return Err(not_told(refused.reason.as_deref().unwrap_or("it gives no reason")));
+        }
+        let list = listed_runs_record(&order, &SessionId::from(worker.incarnation.as_str()));
+        let facts = self.read(list).await?;
+        let ids = facts.get(name::RUN_IDS).and_then(|ids| serde_json::from_slice::<Vec<String>>(ids).ok());
+        let ids = ids.ok_or_else(|| not_told("its answer cannot be read"))?;
+        let mut records = Vec::with_capacity(ids.len());
+        for page in ids.chunks(RUNS_PAGE_SIZE) {
+            records.extend(self.records_of_runs(page).await?);
+        }
+        Ok(records)
+    }
+
+    /// Reads the records of tasks that a worker has named as running, and leaves out those that do not run any more.
+    async fn records_of_runs(&self, ids: &[String]) -> Result<Vec<Record>, BackendError> {
+        let ids = ids.iter().filter_map(|id| TaskId::parse(id).ok());
+        let mut records =
+            self.with_records(ids.map(|id| Record::of(id, TaskState::Pending)).collect()).await?;
+        records.retain(|record| !record.state.is_final() && record.state != TaskState::Retry);
+        Ok(records)
     }
 
     /// Returns these tasks with what their records say; a task without a record stays as it is.
-    pub(crate) async fn with_records(&self, tasks: Vec<Record>) -> Result<Vec<Record>, ResultError> {
+    pub(crate) async fn with_records(&self, tasks: Vec<Record>) -> Result<Vec<Record>, BackendError> {
         let ids: Vec<RecordId> = tasks.iter().map(|task| RecordId::from(&task.id)).collect();
         let facts = if ids.is_empty() { Vec::new() } else { self.app.backend().read_each(&ids).await? };
         let mut records = Vec::with_capacity(tasks.len());

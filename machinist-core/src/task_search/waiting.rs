@@ -73,7 +73,7 @@ impl Client {
             ids.extend(self.parked(&reason, limit).await?.into_iter().map(|task| task.id));
         }
         let named = ids.into_iter().map(|id| Record::of(id, TaskState::Pending)).collect();
-        self.with_records(named).await
+        Ok(self.with_records(named).await?)
     }
 
     /// Returns the next tick of each periodic task. It is not sent yet.

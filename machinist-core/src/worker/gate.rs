@@ -1,8 +1,7 @@
 //! The gate of a worker: code of an application that decides whether the worker takes tasks now.
 
-use std::{fmt, panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
 use super::WorkerContext;
@@ -94,19 +93,17 @@ impl GateKeeper {
             return;
         }
         let context = GateContext { worker: Arc::clone(&self.worker) };
-        let asked = AssertUnwindSafe(async { (self.ask)(context).await }).catch_unwind();
+        let observers = &self.worker.app.0.observers;
+        let asked = observers.await_hook("the gate of this worker", async || (self.ask)(context).await);
         let closed = match tokio::time::timeout(TIMEOUT, asked).await {
-            Ok(Ok(Gate::Open)) => None,
-            Ok(Ok(Gate::Closed { reason, again_after })) => {
+            Ok(Some(Gate::Open)) => None,
+            Ok(Some(Gate::Closed { reason, again_after })) => {
                 self.not_before = Instant::now() + again_after;
                 Some(format!("its gate is closed: {reason}"))
             }
-            Ok(Err(_panic)) => {
-                self.worker.app.0.observers.hook_failed();
-                return tracing::error!("the gate of this worker panicked, and stays as it was");
-            }
+            Ok(None) => return,
             Err(_) => {
-                self.worker.app.0.observers.hook_failed();
+                observers.hook_failed();
                 return tracing::error!(
                     "the gate of this worker gave no answer in {TIMEOUT:?}, and stays as it was"
                 );

@@ -27,6 +27,12 @@ impl Lease {
         self.0 / 3
     }
 
+    /// Minimum time between two looks at the record of a run that nobody has told of, and between two writes of the ids of
+    /// the runs: every third renewal reaches it, which is once in a lease.
+    pub(super) fn look_interval(self) -> Duration {
+        self.0 - self.renewal() / 2
+    }
+
     /// Interval between checks of other sessions.
     pub(super) fn check_interval(self) -> Duration {
         self.0 * 2 / 15

@@ -18,7 +18,7 @@
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
-//! | `presence`, `orders`, `order_book`, `switches` | the state that the session shows, and the orders of people |
+//! | `presence`, `shown_work`, `orders`, `order_book`, `switches` | the state and the work that the session shows, and the orders of people |
 //! | `capacity`, `slot_order`, `queue_consumers` | the slots for handlers that run at once; the queues that get them first, each with a separate subscription |
 //! | `recycling` | the end of a worker that has done enough |
 //! | `peers` | what this worker knows of other sessions |
@@ -97,6 +97,7 @@ mod run;
 mod server_calls;
 mod session;
 mod settlement;
+mod shown_work;
 mod slot_order;
 mod start;
 mod switches;

@@ -4,9 +4,8 @@
 //! wake-up, or has started after the order, obeys it too. A process that dies before its answer leaves the order for the
 //! next process of its name, or for its expiry.
 
-use std::{collections::BTreeSet, panic::AssertUnwindSafe, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
-use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
 use super::{
@@ -17,7 +16,10 @@ use crate::{
     backend::{BackendError, Commit, Committed},
     clock::Timestamp,
     id::{QueueName, QueuePattern},
-    record::{Newest, OrderAnswer, PresenceState, answer_order, json, name, newest, orders, restore_wanted},
+    record::{
+        Newest, OrderAnswer, PresenceState, answer_order, json, keep_listed_runs, name, newest, orders,
+        restore_wanted,
+    },
     security::{WorkerAction, WorkerChange, WorkerOrder},
 };
 use machinist_adapter::error::chain;
@@ -195,7 +197,13 @@ impl WorkerContext {
                 Err(why) => Err(why.clone()),
                 Ok(order) => match self.decide(order) {
                     OrderDecision::NotYet => continue,
-                    OrderDecision::Done => Ok(None),
+                    OrderDecision::Done => {
+                        if order.action == WorkerAction::ListRuns {
+                            // First: whoever reads the answer finds the list.
+                            self.keep_listed_runs(order).await?;
+                        }
+                        Ok(None)
+                    }
                     OrderDecision::Change if changed => {
                         self.sessions.presence.woken.notify_one();
                         break;
@@ -227,6 +235,12 @@ impl WorkerContext {
             }
         }
         Ok(())
+    }
+
+    /// Writes all that runs into a separate record: kept with the answers, it would be read with every renewal.
+    async fn keep_listed_runs(&self, order: &WorkerOrder) -> Result<(), BackendError> {
+        let runs = self.sessions.all_runs();
+        self.app.client().commit(keep_listed_runs(&order.id, &self.sessions.current(), runs)).await.map(drop)
     }
 
     fn decide(&self, order: &WorkerOrder) -> OrderDecision {
@@ -271,15 +285,12 @@ impl WorkerContext {
     /// Reads the configuration again. It is dropped when it takes long. It has changed nothing then.
     async fn reload(&self) -> ChangeAnswer {
         let within = self.change_timeout();
-        let reload = AssertUnwindSafe(self.orders.reload()).catch_unwind();
+        let hook = "the function that reads the configuration again";
+        // The session would expire if a panic ended its renewals.
+        let reload = self.app.0.observers.await_hook(hook, || self.orders.reload());
         match tokio::time::timeout(within, reload).await {
-            Ok(Ok(answer)) => answer,
-            // The session would expire if the panic ended its renewals.
-            Ok(Err(_panic)) => {
-                self.app.0.observers.hook_failed();
-                tracing::error!("the function that reads the configuration again panicked");
-                Err("the function that reads the configuration again panicked".to_owned())
-            }
+            Ok(Some(answer)) => answer,
+            Ok(None) => Err(format!("{hook} panicked")),
             Err(_) => {
                 Err(format!("the configuration could not be applied within {within:?}; nothing has changed"))
             }

@@ -178,7 +178,7 @@ impl RuntimeProbe {
     }
 }
 
-/// Forwards wake-ups to the renewals. Nothing depends on it: the next renewal reads the records anyway.
+/// Forwards wake-ups to the renewals. Nothing depends on it: within a lease the renewals read all records anyway.
 async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
     let watch = async |record: &RecordId| match sessions.backend().watch(record).await {
         Ok(watch) => Some(watch),
@@ -194,6 +194,8 @@ async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
         let session = sessions.current();
         if watched.as_ref().is_none_or(|(watched, _)| *watched != session) {
             watched = watch(&RecordId::from(&session)).await.map(|watch| (session, watch));
+            // What was told before, or is told while nobody listens.
+            sessions.look_at_all();
         }
         let name = sessions.held_name();
         if named.as_ref().is_none_or(|(watched, _)| *watched != name) {
@@ -207,7 +209,11 @@ async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
             None => std::future::pending().await,
         };
         tokio::select! {
-            () = changed(watched.as_mut().map(|(_, watch)| watch)) => woken.notify_one(),
+            // A task was revoked, and nobody says which.
+            () = changed(watched.as_mut().map(|(_, watch)| watch)) => {
+                sessions.look_at_all();
+                woken.notify_one();
+            }
             () = changed(named.as_mut().map(|(_, watch)| watch)) => woken.notify_one(),
             () = changed(control.as_mut()) => woken.notify_one(),
             () = tokio::time::sleep(sessions.lease().renewal()) => {}

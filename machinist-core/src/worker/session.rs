@@ -25,6 +25,7 @@ use super::{
     peers::Peers,
     presence::Presence,
     server_calls::ServerCalls,
+    shown_work::{MAX_LISTED_RUNS, SHOWN_RUNS, WorkRecord, at_most, list},
     switches::Switches,
 };
 use crate::{
@@ -34,16 +35,14 @@ use crate::{
     id::{QueueName, RecordId, RunId, SessionId, TaskId, TaskName},
     limit::{Limit, LimitTarget, live_limits},
     record::{
-        Claim, ClaimStatus, Facts, MAX_DESCRIBED_TASKS, RenewalAction, WorkerHealth, claim_name,
-        close_session, control_record, holder_of, is_alive, keep_name, memory_to_show, name, name_record,
-        numbered_name, open_session, rename_session, renew_session, revoked_root,
+        Claim, ClaimStatus, Facts, MAX_DESCRIBED_TASKS, RenewalAction, ShownWork, WorkerHealth, claim_name,
+        close_session, control_record, holder_of, is_alive, json, keep_name, memory_to_show, name,
+        name_record, numbered_name, open_session, rename_session, renew_session, revoked_root,
     },
     security::WorkerAction,
     tag::Tag,
 };
 
-/// Maximum number of ids that a session shows of what its worker runs. Under load they are written with each renewal.
-const SHOWN_RUNS: usize = 20;
 /// Interval at which the name of the worker is kept from being forgotten.
 const KEEP_NAME_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Maximum number of sessions that are remembered, because they may hold a name and are not used.
@@ -85,6 +84,8 @@ struct RunState {
     /// Claim of the run, from the grant of its start until its outcome is recorded.
     claim: Option<Claim>,
     reason: Option<CancelReason>,
+    /// Time at which the record of the task was last written by this run, or read.
+    looked_at: Option<Instant>,
 }
 
 impl ActiveRun {
@@ -94,6 +95,18 @@ impl ActiveRun {
 
     fn has_claim(&self) -> bool {
         self.state().claim.is_some()
+    }
+
+    /// Returns the claim, if the run still counts.
+    fn counting_claim(&self) -> Option<Claim> {
+        let state = self.state();
+        // A superseded run stays superseded: written back after a loss of data, it would take the task from its owner.
+        state.claim.clone().filter(|_| state.reason != Some(CancelReason::TakenOver))
+    }
+
+    /// Returns `true` if a renewal at this time has to look at the record of the task.
+    fn is_due(&self, at: Instant, lease: Lease) -> bool {
+        self.state().looked_at.is_none_or(|looked| at >= looked + lease.look_interval())
     }
 
     fn cut_off(&self) -> &CancellationToken {
@@ -124,8 +137,10 @@ struct SessionState {
     lost_switches: Vec<Commit>,
     /// Memory as the record of the session shows it.
     shown_memory: Option<u64>,
-    /// Runs as the record of the session shows them.
-    shown_runs: Bytes,
+    /// Work as the record of the session shows it.
+    shown_work: WorkRecord,
+    /// `true` if the next renewal has to look at the records of all runs.
+    looks_at_all: bool,
     /// `true` if the session is in the index of sessions.
     listed: bool,
     runs: OwnRuns<Arc<ActiveRun>>,
@@ -136,6 +151,13 @@ struct SessionState {
     deferred_hand_backs: Vec<Claim>,
     /// Records that could not be used when they were last asked for.
     unusable: HashSet<RecordId>,
+}
+
+impl SessionState {
+    /// Returns the ids of the tasks that run.
+    fn running_ids(&self) -> Vec<String> {
+        self.runs.values().filter(|run| run.has_claim()).map(|run| run.id.to_string()).collect()
+    }
 }
 
 /// Answers to a renewal: if the session is alive, and the records that were read with it.
@@ -199,7 +221,8 @@ impl Sessions {
             valid_until: Instant::now(),
             runs_seen: None,
             shown_memory: None,
-            shown_runs: Bytes::new(),
+            shown_work: WorkRecord::default(),
+            looks_at_all: true,
             listed: false,
             runs: OwnRuns::default(),
             stuck: OwnRuns::default(),
@@ -242,10 +265,10 @@ impl Sessions {
     /// Opens a new session, which this process uses from then on.
     pub(super) async fn open(&self) -> Result<(), BackendError> {
         let session = SessionId::fresh();
-        let shown_runs = self.runs_to_show();
+        let work = self.work_to_show();
         let held_name = self.held_name();
         let about = self.about_as(&held_name);
-        let commit = open_session(&session, self.lease.duration(), about, shown_runs.clone());
+        let commit = open_session(&session, self.lease.duration(), about, work.clone());
         let asked = Instant::now();
         let (opened, now) = tokio::join!(self.commit(commit), self.app.backend().now());
         if let Committed::Refused(facts) = opened? {
@@ -268,7 +291,7 @@ impl Sessions {
             // What was read of the other name says nothing.
             state.orders = Facts::new();
         }
-        self.replace_session(session, asked + self.lease.duration(), shown_runs);
+        self.replace_session(session, asked + self.lease.duration(), WorkRecord::opened(work, asked));
         self.list().await;
         Ok(())
     }
@@ -457,13 +480,13 @@ impl Sessions {
         Ok(())
     }
 
-    fn replace_session(&self, session: SessionId, valid_until: Instant, shown_runs: Bytes) {
+    fn replace_session(&self, session: SessionId, valid_until: Instant, shown_work: WorkRecord) {
         {
             let mut state = self.state();
             state.session = session;
             state.unused.clear();
             state.valid_until = valid_until;
-            state.shown_runs = shown_runs;
+            state.shown_work = shown_work;
             state.listed = false;
         }
         self.alive.notify_waiters();
@@ -708,36 +731,37 @@ impl Sessions {
     }
 
     /// Describes the work for display: its counts, the number of runs, and the ids of some.
-    fn runs_to_show(&self) -> Bytes {
+    fn work_to_show(&self) -> ShownWork {
         let used = resident_bytes();
         let counts = self.events.tally.counts();
         let mut state = self.state();
         state.shown_memory = memory_to_show(state.shown_memory, used);
         let memory = state.shown_memory;
-        let ids = |all: &mut dyn Iterator<Item = &TaskId>| {
-            let mut ids: Vec<_> = all.map(TaskId::to_string).collect();
-            ids.sort_unstable();
-            ids
-        };
-        let mut running = ids(&mut state.runs.values().filter(|run| run.has_claim()).map(|run| &run.id));
-        let mut stuck = ids(&mut state.stuck.values());
+        let running = state.running_ids();
+        let stuck: Vec<_> = state.stuck.values().map(TaskId::to_string).collect();
         drop(state);
-        let count = running.len();
         let can_sign = self.app.0.trust.can_sign();
         let (health, reason) = WorkerHealth::judge(self.presence.broker_is_away(), can_sign, stuck.len());
-        running.truncate(SHOWN_RUNS);
-        stuck.truncate(SHOWN_RUNS);
-        crate::record::json(&serde_json::json!({
-            "count": count,
-            "running": running,
-            "stuck": stuck,
+        let mut runs = serde_json::json!({
+            "count": running.len(),
+            "stuck": at_most(SHOWN_RUNS, stuck),
             "state": self.presence.state(),
             "asleep": self.presence.sleep_reason().map(|sleep| (sleep.reason, sleep.wakes)),
             "health": health,
             "reason": reason,
             "counts": counts,
             "memory": memory,
-        }))
+        });
+        if let Some(runs) = runs.as_object_mut() {
+            let says_nothing = |value: &serde_json::Value| value.is_null() || value == &serde_json::json!([]);
+            runs.retain(|_, value| !says_nothing(value));
+        }
+        ShownWork { runs: json(&runs), ids: list(at_most(SHOWN_RUNS, running)) }
+    }
+
+    /// Returns the ids of all tasks that run, as they are stored, within a bound.
+    pub(super) fn all_runs(&self) -> Bytes {
+        list(at_most(MAX_LISTED_RUNS, self.state().running_ids()))
     }
 
     /// Judges the health of the worker.
@@ -748,28 +772,53 @@ impl Sessions {
 
     /// Returns the runs in this process that still count.
     fn runs(&self) -> Vec<(RunId, Claim)> {
-        let state = self.state();
-        let claim = |(id, run): (&RunId, &Arc<ActiveRun>)| {
-            let run = run.state();
-            // A superseded run stays superseded: written back after a loss of data, it would take the task from its owner.
-            let counts = run.reason != Some(CancelReason::TakenOver);
-            Some((id.clone(), run.claim.clone().filter(|_| counts)?))
-        };
-        state.runs.iter().filter_map(claim).collect()
+        self.counting_runs(ActiveRun::counting_claim)
     }
 
-    /// Renews the lease, and reads the records of the runs in this process in the same round trip. After an outage the
+    fn counting_runs(&self, claim: impl Fn(&ActiveRun) -> Option<Claim>) -> Vec<(RunId, Claim)> {
+        let state = self.state();
+        state.runs.iter().filter_map(|(id, run)| Some((id.clone(), claim(run)?))).collect()
+    }
+
+    /// Lets the next renewal look at the records of all runs: something may have changed there.
+    pub(super) fn look_at_all(&self) {
+        self.state().looks_at_all = true;
+    }
+
+    /// Notes that the records of these runs were read.
+    fn note_looks(&self, runs: &[(RunId, Claim)], at: Instant) {
+        let state = self.state();
+        for run in runs.iter().filter_map(|(run, _)| state.runs.get(run)) {
+            run.state().looked_at = Some(at);
+        }
+    }
+
+    /// Renews the lease, and reads records of the runs in this process in the same round trip. After an outage the
     /// outcomes of runs that ended meanwhile are recorded first. Then the session is opened and adopts what still runs;
     /// new starts wait for it.
+    ///
+    /// The record of a run is read once in a lease, because it rarely says anything new: a revocation wakes the
+    /// session. All are read after such a wake-up, after a failure, and where no wake-up can come.
     pub(super) async fn renew(&self, calls: &ServerCalls) -> Result<(), BackendError> {
+        let all = std::mem::take(&mut self.state().looks_at_all);
+        let renewed = self.renew_looking_at(all, calls).await;
+        if renewed.is_err() {
+            self.look_at_all();
+        }
+        renewed
+    }
+
+    async fn renew_looking_at(&self, all: bool, calls: &ServerCalls) -> Result<(), BackendError> {
         // Its failure does not keep the worker from looking after what runs.
         let handed_back = self.flush_hand_backs().await;
-        let runs = self.runs();
+        let (asked, lease) = (Instant::now(), self.lease);
+        let runs = self.counting_runs(|run| run.counting_claim().filter(|_| all || run.is_due(asked, lease)));
         let roots = self.roots();
         let tasks =
             runs.iter().map(|(_, claim)| RecordId::from(&claim.id)).chain(roots.iter().map(revoked_root));
         let ids: Vec<_> = tasks.chain([name_record(&self.held_name()), control_record()]).collect();
-        let (renewed, mut records) = self.renew_and_read(&ids).await?;
+        let (renewed, mut records) = self.renew_and_read(&ids, all).await?;
+        self.note_looks(&runs, asked);
         // Read after the orders: a worker that answers an order knows what was disabled before it.
         self.apply_control(records.pop());
         if let [.., name, _] = &*ids {
@@ -799,6 +848,12 @@ impl Sessions {
             if self.held_name() != before {
                 self.read_control().await?;
             }
+            // Others may have taken over any of them.
+            let mut unread = self.runs();
+            unread.retain(|(run, _)| !records.contains_key(run));
+            let ids: Vec<_> = unread.iter().map(|(_, claim)| RecordId::from(&claim.id)).collect();
+            let read = if ids.is_empty() { Vec::new() } else { self.app.backend().read_each(&ids).await? };
+            records.extend(unread.into_iter().map(|(run, _)| run).zip(read));
         }
         // Before the runs are adopted: one whose place is taken does not go on.
         self.keep_places().await?;
@@ -865,16 +920,18 @@ impl Sessions {
     /// Renews the lease, and reads these records, in one round trip: the three requests are sent at once, and none
     /// depends on another. The first answer is `false` if the session is gone, and an error if only reads are answered. The
     /// lease is judged by its own answer only, and the record of a session that cannot be used is a session that is gone.
-    async fn renew_and_read(&self, ids: &[RecordId]) -> Result<RenewalAnswers, BackendError> {
-        let runs = self.runs_to_show();
-        let (session, changed) = {
+    ///
+    /// `all` is `true` if they name all runs of this process: then other workers leave them alone, as the records say.
+    async fn renew_and_read(&self, ids: &[RecordId], all: bool) -> Result<RenewalAnswers, BackendError> {
+        let work = self.work_to_show();
+        let asked = Instant::now();
+        let (session, change) = {
             let state = self.state();
-            (state.session.clone(), (state.shown_runs != runs).then(|| runs.clone()))
+            (state.session.clone(), state.shown_work.change_to(&work, asked, self.lease))
         };
         let backend = self.app.backend();
-        let asked = Instant::now();
         let (renewed, records, now) = tokio::join!(
-            self.commit(renew_session(&session, self.lease.duration(), changed)),
+            self.commit(renew_session(&session, self.lease.duration(), change.clone())),
             backend.read_each(ids),
             backend.now()
         );
@@ -889,11 +946,11 @@ impl Sessions {
         if let Ok(true) = alive {
             let mut state = self.state();
             state.valid_until = asked + self.lease.duration();
-            state.shown_runs = runs;
+            state.shown_work.wrote(change, asked);
             state.runs_seen = None;
         }
         let records = records?;
-        if alive.is_err() {
+        if alive.is_err() && all {
             self.state().runs_seen = Some(asked);
         }
         self.app.0.learn_time(asked, now?);
@@ -977,7 +1034,9 @@ impl RegisteredRun {
         if claim.session != state.session {
             return false;
         }
-        self.active.state().claim = Some(claim.clone());
+        let mut run = self.active.state();
+        run.claim = Some(claim.clone());
+        run.looked_at = Some(Instant::now());
         true
     }
 

@@ -23,14 +23,14 @@ use machinist_core::{
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
     event::{Event, EventKind},
-    id::{QueueName, RecordId, RecordKind},
+    id::{QueueName, RecordId, RecordKind, SessionId},
     limit::Limit,
     record::{Facts, PresenceState, TaskState, WorkerHealth},
     sign::{Algorithm, Key, KeyState, Keyring},
     worker::{Drained, Health, TaskOptions},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 const WORK: TaskDef<(String,), String> = TaskDef::new("work");
@@ -116,6 +116,8 @@ struct View {
     broker_away: Arc<AtomicBool>,
     /// `true` if the backend answers reads and refuses writes, as a Redis without memory does.
     refuses_writes: Arc<AtomicBool>,
+    /// `false` while the backend takes its time with starts.
+    may_start: Arc<watch::Sender<bool>>,
     /// Fact whose next write is done and not answered.
     unanswered: Arc<Mutex<Option<&'static str>>>,
     /// Time that a request for the time takes until the backend reads its clock.
@@ -131,7 +133,19 @@ impl View {
         let (away, broker_away, refuses_writes, unanswered) = Default::default();
         let (slow_time, done, states) = Default::default();
         let (broker, backend) = (broker.connect(), backend.clone());
-        Self { broker, backend, away, broker_away, refuses_writes, unanswered, slow_time, done, states }
+        let may_start = Arc::new(watch::Sender::new(true));
+        Self {
+            broker,
+            backend,
+            away,
+            broker_away,
+            refuses_writes,
+            may_start,
+            unanswered,
+            slow_time,
+            done,
+            states,
+        }
     }
 
     fn lose_backend(&self, away: bool) {
@@ -145,6 +159,11 @@ impl View {
 
     fn has_done(&self, what: &str) -> bool {
         self.done.lock().unwrap().iter().any(|done| done == what)
+    }
+
+    /// How often it has done this.
+    fn count(&self, what: &str) -> usize {
+        self.done.lock().unwrap().iter().filter(|done| *done == what).count()
     }
 
     /// When it did this for the first time since the backend was lost or found.
@@ -271,6 +290,10 @@ impl Backend for View {
     }
     async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
         let names: Vec<_> = batch.iter().flat_map(|c| &c.facts).map(|(name, _)| name.to_string()).collect();
+        if names.iter().any(|name| name.starts_with("s:")) {
+            self.note("asks for a start");
+            self.may_start.subscribe().wait_for(|may_start| *may_start).await.unwrap();
+        }
         match self.writable() {
             Ok(backend) => {
                 let mut answers = backend.commit(batch).await;
@@ -288,6 +311,7 @@ impl Backend for View {
         }
     }
     async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
+        ids.iter().filter(|id| id.kind() == RecordKind::Task).for_each(|id| self.note(format!("read {id}")));
         self.there()?.read(ids).await
     }
     async fn watch(&self, id: &RecordId) -> Result<Watch, BackendError> {
@@ -928,6 +952,80 @@ async fn a_worker_that_was_paused_without_its_broker_is_well_when_it_has_subscri
     assert_eq!((report.color, report.reason), (WorkerHealth::Green, None));
     until("it to show that", async || harness.workers().await[0].health == WorkerHealth::Green).await;
     worker.view.has_seen(["broker_away", "asleep", "broker_back", "resubscribed"]).await;
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_is_granted_after_a_pause_is_handed_back_before_it_runs() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    harness.lists(&[("w", PresenceState::Awake)]).await;
+    worker.view.may_start.send_replace(false);
+    let task = harness.send("quick").await;
+    until("it to ask", async || worker.view.has_done("asks for a start")).await;
+    assert!(harness.orders("w", WorkerAction::Pause).await);
+    worker.view.may_start.send_replace(true);
+    until("it to be back in its queue", async || harness.queue().await == (1, 0)).await;
+    assert_eq!(worker.probe.begun(), 0, "it was paused");
+    assert!(harness.orders("w", WorkerAction::Resume).await);
+    succeeds(&task).await;
+    assert_eq!((worker.probe.begun(), task.record().await.unwrap().attempt), (1, 1));
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_record_of_a_run_is_read_once_in_a_lease_or_when_the_session_is_woken() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let task = harness.send("listens").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
+    let read = format!("read {}", RecordId::from(task.id()));
+    let before = worker.view.count(&read);
+    tokio::time::sleep(20 * LEASE).await;
+    let reads = worker.view.count(&read) - before;
+    assert!((15..=21).contains(&reads), "{reads} in 20 leases");
+    harness.app.client().revoke(task.id()).await.unwrap();
+    until("it to be told", async || worker.probe.told() == 1).await;
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_that_wakes_nobody_is_seen_within_a_lease() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let task = harness.send("listens").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
+    tokio::time::sleep(LEASE).await;
+    // As a process that dies before it wakes the session.
+    let mut revoked = Commit::new(task.id());
+    revoked.facts = vec![("rv".into(), "1".into())];
+    harness.backend.commit(vec![revoked.into()]).await.remove(0).unwrap();
+    let asked = Instant::now();
+    until("it to be told", async || worker.probe.told() == 1).await;
+    assert!(asked.elapsed() <= LEASE + LEASE / 3, "{:?}", asked.elapsed());
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_goes_on_whose_record_was_not_read_when_the_session_was_lost() {
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let task = harness.send("waits").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
+    let sessions = async || {
+        let workers = harness.workers().await;
+        workers.into_iter().map(|worker| worker.incarnation).collect::<Vec<_>>()
+    };
+    let before = sessions().await;
+    let mut gone = Commit::new(&SessionId::from(before[0].as_str()));
+    gone.drop = vec!["lease".into()];
+    harness.backend.commit(vec![gone.into()]).await.remove(0).unwrap();
+    until("another session", async || sessions().await.len() == 1 && sessions().await != before).await;
+    let adopted = async || harness.facts(&task).await.has("s:1:2");
+    until("it to be adopted", adopted).await;
+    worker.probe.may_end.cancel();
+    succeeds(&task).await;
+    assert_eq!((worker.probe.begun(), worker.probe.told()), (1, 0));
     assert!(worker.stops().await.is_clean());
 }
 

@@ -16,7 +16,7 @@ use machinist_core::{
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 
-use crate::support::Running;
+use crate::support::{Running, until};
 
 const INC: TaskDef<i64, i64> = TaskDef::new("inc");
 const SUM: TaskDef<Vec<i64>, i64> = TaskDef::new("sum");
@@ -128,11 +128,6 @@ fn call(task: &str, args: impl IntoIterator<Item = i64>) -> Signature {
 
 fn each(args: impl IntoIterator<Item = i64>) -> Vec<Vec<Arg>> {
     args.into_iter().map(|arg| vec![Arg::from_value(arg)]).collect()
-}
-
-/// Waits until a condition holds, within a bound.
-async fn until(holds: impl AsyncFnMut() -> bool) {
-    assert!(machinist_conformance::eventually(WAIT, holds).await, "it does not come about within {WAIT:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,12 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use machinist_conformance::eventually;
 use machinist_core::{
-    App, Arg, Results, Signature, TaskContext, TaskError, Worker, WorkerFilter,
+    App, Arg, OrderError, Results, Signature, State, TaskContext, TaskDef, TaskError, Worker, WorkerFilter,
     id::TaskName,
-    record::WorkerHealth,
+    record::{TaskState, WorkerHealth},
     sign::{Algorithm, Key},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::Running;
 
@@ -65,4 +66,51 @@ async fn a_worker_without_a_key_that_signs_is_red_until_it_has_another() {
     assert_eq!(shows(WorkerHealth::Green).await, None);
     stages.advance();
     running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_names_some_of_its_runs_and_all_of_them_when_it_is_asked() {
+    const RUNS: usize = 250;
+    let key = Key::generate(Algorithm::HmacSha256, "own").unwrap();
+    let backend = Arc::new(MemoryBackend::new());
+    let app = App::builder(Arc::new(MemoryBroker::new()), Arc::<MemoryBackend>::clone(&backend));
+    let app = app.keyring(key.clone()).build().await.unwrap();
+    let client = app.client();
+    let may_end = CancellationToken::new();
+    let hold = async |_: TaskContext, State(may_end): State<CancellationToken>| {
+        may_end.cancelled().await;
+        Ok::<_, TaskError>(())
+    };
+    const HOLD: TaskDef<(), ()> = TaskDef::new("hold");
+    let builder = Worker::builder(&app).name("w").concurrency(RUNS).state(may_end.clone());
+    let worker = Running::start(builder.task(HOLD, hold));
+    let mut tasks = Vec::new();
+    for _ in 0..RUNS {
+        tasks.push(client.send(HOLD.call(())).await.unwrap());
+    }
+    let shown = async || client.workers(&WorkerFilter::new()).await.unwrap().pop();
+    let runs_all = async || shown().await.is_some_and(|worker| worker.running as usize == RUNS);
+    assert!(eventually(MINUTE, runs_all).await);
+    assert!(eventually(MINUTE, async || shown().await.unwrap().runs.len() == 20).await);
+    let named = shown().await.unwrap();
+    let mut sent: Vec<String> = tasks.iter().map(|task| task.id().to_string()).collect();
+    sent.sort_unstable();
+    assert_eq!(named.runs, sent[..20], "the oldest ones");
+    let all = client.all_worker_runs(&named).await.unwrap();
+    assert!(all.iter().map(|record| record.id.as_str()).eq(sent.iter().map(String::as_str)));
+    assert!(all.iter().all(|record| record.state == TaskState::Started && record.name.is_some()));
+
+    let other = App::builder(Arc::new(MemoryBroker::new()), backend).keyring(key.for_control(false));
+    let refused = other.build().await.unwrap().client().all_worker_runs(&named).await;
+    assert!(matches!(refused, Err(OrderError::Key(_))), "{refused:?}");
+
+    may_end.cancel();
+    for task in tasks {
+        task.wait(MINUTE).await.unwrap();
+    }
+    assert!(client.all_worker_runs(&named).await.unwrap().is_empty());
+    assert!(client.worker_runs(&named).await.unwrap().is_empty(), "none of those that were named runs now");
+    worker.stop().await;
+    let gone = client.all_worker_runs(&named).await;
+    assert!(matches!(gone, Err(OrderError::NotTold { .. })), "{gone:?}");
 }

@@ -18,7 +18,7 @@ use machinist_core::{
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 
-use crate::support::Running;
+use crate::support::{Running, until};
 
 const INC: TaskDef<i64, i64> = TaskDef::new("inc");
 const SUM: TaskDef<Vec<i64>, i64> = TaskDef::new("sum");
@@ -152,11 +152,6 @@ impl Setting {
     async fn status(&self, root: &TaskId) -> WorkflowStatus {
         self.app.client().workflow(root).await.unwrap().expect("a workflow")
     }
-}
-
-/// Waits until a condition holds, within a bound.
-async fn until(holds: impl AsyncFnMut() -> bool) {
-    assert!(machinist_conformance::eventually(WAIT, holds).await, "it does not come about within {WAIT:?}");
 }
 
 fn call(task: &str, args: impl IntoIterator<Item = i64>) -> Signature {

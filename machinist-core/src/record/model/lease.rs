@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::super::session::{close_session, is_alive, open_session, renew_session};
+use super::super::session::{ShownWork, WorkChange, close_session, is_alive, open_session, renew_session};
 use crate::{backend::Commit, clock::Timestamp, id::SessionId, record::Facts};
 
 const LEASE: u8 = 3;
@@ -64,8 +64,14 @@ impl LeaseState {
         let session = SessionId::from("s");
         let lease = Duration::from_micros(u64::from(LEASE));
         let mut commit: Commit = match request {
-            Request::Open => open_session(&session, lease, "{}".into(), "0".into()),
-            Request::Renew => renew_session(&session, lease, Some(self.now.to_string().into())),
+            Request::Open => {
+                let work = ShownWork { runs: "0".into(), ids: "[]".into() };
+                open_session(&session, lease, "{}".into(), work)
+            }
+            Request::Renew => {
+                let change = WorkChange { runs: Some(self.now.to_string().into()), ids: None };
+                renew_session(&session, lease, change)
+            }
             Request::Close => close_session(&session),
         };
         if mutation == Some(LeaseMutation::RenewedUnchecked) {

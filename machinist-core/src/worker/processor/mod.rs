@@ -320,6 +320,14 @@ impl TaskProcessor {
                         None => continue,
                     }
                 }
+                // People have paused the worker or the queue while the start was requested: nobody has told this run, which
+                // had no claim yet.
+                StartReply::Started(claim)
+                    if !self.worker.sessions.presence.may_start_from(&active.envelope.queue) =>
+                {
+                    Box::pin(self.worker.give_up_start(&registered, &claim)).await;
+                    return Settlement::HandBack;
+                }
                 StartReply::Started(claim) if undecided => {
                     // The run that holds the place has just ended, or its process has died before the start: the task takes
                     // a place when it is free. A delivery that went back to the broker would come again at once.
