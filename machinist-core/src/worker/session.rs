@@ -397,7 +397,9 @@ impl Sessions {
     pub(super) async fn is_paused_elsewhere(&self) -> Result<bool, BackendError> {
         for number in 1.. {
             let name = numbered_name(&self.name, number);
-            let Some(Ok(facts)) = self.app.backend().read_each(&[name_record(&name)]).await?.pop() else { break };
+            let Some(Ok(facts)) = self.app.backend().read_each(&[name_record(&name)]).await?.pop() else {
+                break;
+            };
             let Some(holder) = holder_of(&facts) else { break };
             if !self.is_live(&holder).await? {
                 break;

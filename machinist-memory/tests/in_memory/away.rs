@@ -1017,7 +1017,7 @@ async fn a_run_goes_on_whose_record_was_not_read_when_the_session_was_lost() {
         workers.into_iter().map(|worker| worker.incarnation).collect::<Vec<_>>()
     };
     let before = sessions().await;
-    let mut gone = Commit::new(&SessionId::from(before[0].as_str()));
+    let mut gone = Commit::new(SessionId::from(before[0].as_str()));
     gone.drop = vec!["lease".into()];
     harness.backend.commit(vec![gone.into()]).await.remove(0).unwrap();
     until("another session", async || sessions().await.len() == 1 && sessions().await != before).await;
