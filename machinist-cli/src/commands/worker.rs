@@ -85,7 +85,7 @@ pub(super) async fn run(
         signals: StopSignals::new()?,
         hangup: Hangup::new()?,
         health_server: health_server.map(|server| (server, page)),
-        ready_line: ready_line(&worker, settings),
+        work: work(&worker, settings),
         reload: &reload,
     };
     let ended = process.run(worker).await;
@@ -144,7 +144,8 @@ struct WorkerProcess<'a> {
     signals: StopSignals,
     hangup: Hangup,
     health_server: Option<(HealthServer, Option<MetricsPage>)>,
-    ready_line: String,
+    /// Words about what the worker runs.
+    work: String,
     reload: &'a Reload,
 }
 
@@ -153,7 +154,7 @@ impl WorkerProcess<'_> {
     async fn run(mut self, worker: Worker) -> Option<Result<Drained, WorkerError>> {
         let (stages, health, ready) = (worker.stages(), worker.health(), worker.ready());
         let beside = async {
-            let announced = announce(ready, self.ready_line);
+            let announced = announce(ready, &health, self.work);
             let checked = answer_health_checks(self.health_server, &health);
             let obeyed = self.hangup.obey(&stages, self.reload);
             tokio::join!(announced, checked, obeyed, systemd::watchdog(&health), tell_stopping(&stages)).0
@@ -168,8 +169,10 @@ impl WorkerProcess<'_> {
 }
 
 /// Reports once that the worker is ready.
-async fn announce(ready: CancellationToken, line: String) -> Infallible {
+async fn announce(ready: CancellationToken, health: &Health, work: String) -> Infallible {
     ready.cancelled().await;
+    // Only now is it known which name its session holds.
+    let line = format!("machinist: worker {} is ready: {work}; Ctrl-C stops it", health.worker());
     output::note(&line);
     systemd::ready(&line);
     pending().await
@@ -226,12 +229,12 @@ fn finished(drained: Drained) -> Result<Exit, CliError> {
     Ok(Code::TryLater.into())
 }
 
-fn ready_line(worker: &Worker, settings: &Settings) -> String {
+/// Says what a worker runs, from where, and how much at once.
+fn work(worker: &Worker, settings: &Settings) -> String {
     let tasks: Vec<&str> = worker.tasks().into_iter().map(|name| name.as_str()).collect();
     let queues: Vec<&str> = worker.queues().iter().map(QueuePattern::as_str).collect();
     format!(
-        "machinist: worker {} is ready: runs {} from {}, {} at once; Ctrl-C stops it",
-        worker.name(),
+        "runs {} from {}, {} at once",
         tasks.join(", "),
         queues.join(", "),
         settings.worker.concurrency.value

@@ -70,8 +70,13 @@ fn the_second_live_process_is_drained_alone(folder: &Folder) {
     let _first = folder.worker(&["--name", "same"]);
     let second = folder.worker(&["--name", "same"]);
     listed(folder, &[("same", "awake"), ("same#2", "awake")]);
+    folder.run(&["workers", "pause", "same"]).ended(0);
+    let id = folder.send(&["mark"]);
+    eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
+    assert_eq!(folder.status(&id)["worker"], "same#2");
+    folder.run(&["workers", "resume", "same"]).ended(0);
     folder.run(&["workers", "drain", "same#2"]).ended(0);
-    second.end().ended(0);
+    second.end().ended(0).reports(&["worker same#2 is ready", "worker=same#2"]);
     listed(folder, &[("same", "awake")]);
     folder.run(&["workers", "pause", "other"]).ended(3).reports(&["other", "live workers: same"]);
     folder.run(&["workers", "pause", "sme"]).ended(3).reports(&["did you mean same?"]);

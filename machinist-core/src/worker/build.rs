@@ -36,6 +36,7 @@ use super::{
     slot_order::SlotShares,
     task_failure::FailureTypes,
     worker_context::WorkerContext,
+    worker_name::WorkerName,
 };
 use crate::{
     app::App,
@@ -145,7 +146,7 @@ impl WorkerBuilder {
         // Where queues have an order, each has a separate credit, and what waits does so on purpose.
         let held = if capacity.is_ordered() { 0 } else { look_ahead };
         let sleep = Arc::new(watch::Sender::new(parts.sleep.clone()));
-        let name: Arc<str> = this.name.unwrap_or_else(default_name).into();
+        let name = WorkerName::new(this.name.unwrap_or_else(default_name));
         let queues: Vec<QueuePattern> = queues.into_iter().collect();
         let about = about(&queues, &tags, &tasks, concurrency, &limits, &this.app);
         let stages = Stages::default();

@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{DeadLetterCounts, event_log::EventLog, last_taken::LastTaken, tally::Tally};
+use super::{
+    DeadLetterCounts, event_log::EventLog, last_taken::LastTaken, tally::Tally, worker_name::WorkerName,
+};
 use crate::{
     app::App,
     event::{Event, EventKind, Observer, Stopwatch},
@@ -11,7 +13,7 @@ use crate::{
 /// Emits the events of one worker.
 pub(super) struct WorkerEvents {
     app: App,
-    worker: Arc<str>,
+    worker: Arc<WorkerName>,
     log: EventLog,
     pub(super) tally: Tally,
     pub(super) dead_letter_counts: DeadLetterCounts,
@@ -19,7 +21,7 @@ pub(super) struct WorkerEvents {
 }
 
 impl WorkerEvents {
-    pub(super) fn new(app: App, worker: Arc<str>) -> Arc<Self> {
+    pub(super) fn new(app: App, worker: Arc<WorkerName>) -> Arc<Self> {
         let (log, tally, dead_letter_counts, last_taken) = Default::default();
         Arc::new(Self { app, worker, log, tally, dead_letter_counts, last_taken })
     }
@@ -29,7 +31,8 @@ impl WorkerEvents {
     /// The worker's own observers are called directly: for an event that none of them uses, nothing is left of the call.
     #[inline]
     pub(super) fn emit(&self, kind: EventKind<'_>) {
-        let event = Event::new(kind, Some(&self.worker), self.app.clock());
+        let worker = self.worker.held();
+        let event = Event::new(kind, Some(&worker), self.app.clock());
         self.log.observe(&event);
         self.tally.observe(&event);
         self.dead_letter_counts.observe(&event);

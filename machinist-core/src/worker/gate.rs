@@ -47,8 +47,8 @@ pub struct GateContext {
 
 impl GateContext {
     /// Name of the worker.
-    pub fn worker(&self) -> &str {
-        &self.worker.name
+    pub fn worker(&self) -> Arc<str> {
+        self.worker.name.held()
     }
 
     /// Number of handlers that run.

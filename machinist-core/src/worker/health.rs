@@ -189,9 +189,9 @@ impl Health {
         detail.iter().find(|problem| problem.starts_with("broker:") || problem.starts_with("backend:"))
     }
 
-    /// Name of the worker.
-    pub fn worker(&self) -> &str {
-        &self.worker.name
+    /// Name of the worker, as its session holds it: a second live process of a name is `NAME#2`.
+    pub fn worker(&self) -> Arc<str> {
+        self.worker.name.held()
     }
 
     /// Queues from which the worker takes tasks now, and the patterns of those that it follows, sorted.

@@ -109,6 +109,7 @@ mod timetable;
 mod undelivered;
 mod wake_up;
 mod worker_context;
+mod worker_name;
 
 use std::{
     fmt,
@@ -239,9 +240,9 @@ impl Worker {
         WorkerBuilder::new(app.clone())
     }
 
-    /// The worker's name.
+    /// The name that the worker was given. [`Health::worker`] is the one that its session holds.
     pub fn name(&self) -> &str {
-        &self.processor.worker.name
+        self.processor.worker.name.given()
     }
 
     /// Names of the tasks that the worker runs, sorted.

@@ -27,6 +27,7 @@ use super::{
     server_calls::ServerCalls,
     shown_work::{MAX_LISTED_RUNS, SHOWN_RUNS, WorkRecord, at_most, list},
     switches::Switches,
+    worker_name::WorkerName,
 };
 use crate::{
     app::App,
@@ -119,8 +120,6 @@ struct SessionState {
     session: SessionId,
     /// Sessions that this process has opened since, and never used, because it got no answer about a name. They may hold one.
     unused: Vec<SessionId>,
-    /// Name that the session holds: that of the worker, perhaps with a number.
-    held_name: Arc<str>,
     /// Time at which the name was last kept from being forgotten.
     name_kept: Instant,
     /// Record of the name, as it was last read.
@@ -169,7 +168,7 @@ pub(super) struct Sessions {
     app: App,
     lease: Lease,
     /// Name that the worker was given.
-    name: Arc<str>,
+    name: Arc<WorkerName>,
     /// State of the worker, as its session shows it, and the state that people want.
     pub(super) presence: Presence,
     disabled: Arc<DisabledTasks>,
@@ -202,7 +201,7 @@ pub(super) struct RegisteredRun {
 impl Sessions {
     pub(super) fn new(
         app: App,
-        name: Arc<str>,
+        name: Arc<WorkerName>,
         about: serde_json::Value,
         disabled: Arc<DisabledTasks>,
         limits: Arc<Limits>,
@@ -212,7 +211,6 @@ impl Sessions {
         let state = SessionState {
             session: SessionId::fresh(),
             unused: Vec::new(),
-            held_name: Arc::clone(&name),
             name_kept: Instant::now(),
             orders: Facts::new(),
             about,
@@ -279,15 +277,15 @@ impl Sessions {
         let taken = self.take_name(&held_name, &session).await?;
         if *taken != *held_name {
             self.commit(rename_session(&session, self.about_as(&taken))).await?;
-            if *taken != *self.name {
+            if *taken != *self.name.given() {
                 tracing::warn!(
-                    name = &*self.name,
+                    name = self.name.given(),
                     shown_as = &*taken,
                     "another live worker has this name, or its record cannot be used"
                 );
             }
             let mut state = self.state();
-            state.held_name = taken;
+            self.name.hold(taken);
             // What was read of the other name says nothing.
             state.orders = Facts::new();
         }
@@ -313,7 +311,7 @@ impl Sessions {
 
     /// Returns the name that the session holds: that of the worker, with a number if another live worker has it.
     pub(super) fn held_name(&self) -> Arc<str> {
-        Arc::clone(&self.state().held_name)
+        self.name.held()
     }
 
     /// Returns the description of the worker under this name.
@@ -396,7 +394,7 @@ impl Sessions {
     /// expired yet, or of one that lives. A record that cannot be used, or an order that is not believed, counts as none.
     pub(super) async fn is_paused_elsewhere(&self) -> Result<bool, BackendError> {
         for number in 1.. {
-            let name = numbered_name(&self.name, number);
+            let name = numbered_name(self.name.given(), number);
             let Some(Ok(facts)) = self.app.backend().read_each(&[name_record(&name)]).await?.pop() else {
                 break;
             };
@@ -426,7 +424,7 @@ impl Sessions {
         loop {
             let name = match number {
                 0 => held.to_owned(),
-                number => numbered_name(&self.name, number),
+                number => numbered_name(self.name.given(), number),
             };
             let tried = number > 0 && name == held;
             number += 1;
@@ -471,7 +469,7 @@ impl Sessions {
     async fn keep_name(&self) -> Result<(), BackendError> {
         let name = {
             let state = self.state();
-            (state.name_kept.elapsed() > KEEP_NAME_INTERVAL).then(|| Arc::clone(&state.held_name))
+            (state.name_kept.elapsed() > KEEP_NAME_INTERVAL).then(|| self.name.held())
         };
         if let Some(name) = name {
             let kept = self.commit(keep_name(&name)).await;

@@ -55,7 +55,7 @@ impl WorkerContext {
             generation: envelope.generation,
             run: registered.run.clone(),
             session,
-            worker: self.name.clone(),
+            worker: self.name.held(),
             received_at,
             token: envelope.token,
             alone,

@@ -75,7 +75,7 @@ impl WorkerContext {
             Err(_) => "the backend did not answer in time".to_owned(),
         };
         let limited = &self.app.0.log_lines;
-        if let Some(suppressed) = limited.due("task log", &self.name) {
+        if let Some(suppressed) = limited.due("task log", self.name.given()) {
             tracing::warn!(problem, suppressed, "the last lines of the log of a task were not stored");
         }
     }

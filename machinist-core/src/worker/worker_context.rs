@@ -20,6 +20,7 @@ use super::{
     roles::Roles,
     server_calls::ServerCalls,
     session::Sessions,
+    worker_name::WorkerName,
 };
 use crate::{
     app::App,
@@ -40,7 +41,7 @@ const TURN: Duration = Duration::from_secs(50);
 pub(super) struct WorkerContext {
     pub(super) app: App,
     /// Name of the worker, for people.
-    pub(super) name: Arc<str>,
+    pub(super) name: Arc<WorkerName>,
     /// Maximum time that a delivery is held: half of the broker's `consumer_timeout`.
     pub(super) max_hold: Duration,
     pub(super) sessions: Arc<Sessions>,
@@ -107,7 +108,7 @@ impl WorkerContext {
     /// Takes the turn of work that one worker does for all. Returns `false` if another worker has it. A turn whose
     /// record cannot be used is said once, and every worker has it: several at once do no harm.
     pub(super) async fn takes_turn(&self, work: &str) -> Result<bool, BackendError> {
-        let commit = take_turn(work, &self.name, TURN);
+        let commit = take_turn(work, &self.name.held(), TURN);
         let turn = commit.id.clone();
         let taken = self.app.client().commit(commit).await;
         let taken = self.sessions.usable(&turn, taken)?;

@@ -42,8 +42,11 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// of the code and the configuration, which can be replaced.
 pub(super) async fn run(worker: Arc<WorkerContext>, mut own: watch::Receiver<Vec<Periodic>>) {
     let first = own.borrow_and_update().clone();
-    let mut ticker =
-        Ticker { book: Book::new(&worker.app, first), turns: Turns::new(&worker.name), refreshed: None };
+    let mut ticker = Ticker {
+        book: Book::new(&worker.app, first),
+        turns: Turns::new(&worker.name.held()),
+        refreshed: None,
+    };
     let stages = worker.stages.clone();
     loop {
         tokio::select! {
