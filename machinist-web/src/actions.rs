@@ -45,6 +45,7 @@ impl ActionResult {
 
 /// Does something for which a right is needed, and logs it.
 async fn act(
+    site: &Site,
     actor: &Actor,
     right: Right,
     action: &str,
@@ -55,6 +56,8 @@ async fn act(
         Ok(()) => acting.await,
         Err(refused) => Err(refused),
     };
+    // A failed action can have changed something too.
+    site.expire();
     let subject: String = subject.chars().take(MAX_SUBJECT).collect();
     let from = actor.from.map_or_else(|| "unknown".to_owned(), |from| from.to_string());
     let user = actor.user.name();
@@ -102,7 +105,7 @@ pub(crate) async fn retry(site: &Site, actor: &Actor, id: &str) -> Result<Action
         };
         Ok(ActionResult::sent(json!({"id": again, "retry_of": id}), text, &again))
     };
-    act(actor, Right::Retry, "retry", id, acting).await
+    act(site, actor, Right::Retry, "retry", id, acting).await
 }
 
 /// Revokes a task or a workflow.
@@ -124,7 +127,7 @@ pub(crate) async fn revoke(site: &Site, actor: &Actor, id: &str) -> Result<Actio
         };
         Ok(ActionResult::whole(json!({"id": id, "revoked": revoked, "state": state}), text))
     };
-    let done = act(actor, Right::Revoke, "revoke", id, acting).await;
+    let done = act(site, actor, Right::Revoke, "revoke", id, acting).await;
     site.app.flush_events().await;
     done
 }
@@ -178,7 +181,7 @@ pub(crate) async fn send(
         let sent = site.client().send(signature).await?;
         Ok(ActionResult::sent(json!({"id": sent.id()}), "It was sent.", sent.id()))
     };
-    act(actor, Right::Send, "send", subject, acting).await
+    act(site, actor, Right::Send, "send", subject, acting).await
 }
 
 fn answered(action: &str, id: &str, results: &[OrderResult]) -> ActionResult {
@@ -210,7 +213,7 @@ pub(crate) async fn switch_queue(
             if pause { client.pause_queue(&name).await? } else { client.resume_queue(&name).await? };
         Ok(answered(if pause { "Paused" } else { "Resumed" }, &id, &results))
     };
-    act(actor, Right::Control, word, queue, acting).await
+    act(site, actor, Right::Control, word, queue, acting).await
 }
 
 /// Gives an order to one worker.
@@ -243,7 +246,7 @@ pub(crate) async fn order(
         let (id, results) = client.order_workers(&workers, action, false).await?;
         Ok(answered(&title, &id, &results))
     };
-    act(actor, Right::Control, &word, worker, acting).await
+    act(site, actor, Right::Control, &word, worker, acting).await
 }
 
 /// Creates the error of a group of failures that is not listed.
@@ -276,7 +279,6 @@ pub(crate) async fn silence(
         }
         let until = site.client().silence_failures(fingerprint, duration).await?;
         let until = until.ok_or_else(|| unknown_group(fingerprint))?;
-        site.expire_failures();
         let until = (!duration.is_zero()).then(|| until.to_string());
         let text = match &until {
             Some(until) => format!("It is silenced until {until}."),
@@ -284,7 +286,7 @@ pub(crate) async fn silence(
         };
         Ok(ActionResult::whole(json!({ "fingerprint": fingerprint, "silenced_until": until }), text))
     };
-    act(actor, Right::Control, word, fingerprint, acting).await
+    act(site, actor, Right::Control, word, fingerprint, acting).await
 }
 
 /// Change of a periodic task.
@@ -342,7 +344,7 @@ pub(crate) async fn change_periodic(
             }
         }
     };
-    act(actor, Right::Periodic, word, name, acting).await
+    act(site, actor, Right::Periodic, word, name, acting).await
 }
 
 /// Replays dead letters, or purges them.
@@ -384,7 +386,7 @@ pub(crate) async fn settle(
         }
         Ok(settlement(&ids, &settled, word))
     };
-    act(actor, right, &format!("{word} dead letters"), &subject, acting).await
+    act(site, actor, right, &format!("{word} dead letters"), &subject, acting).await
 }
 
 fn check_number(letters: usize) -> Result<(), WebError> {

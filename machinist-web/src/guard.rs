@@ -29,7 +29,7 @@ use crate::{
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 /// Paths that need no log-in.
-const PUBLIC: [&str; 3] = ["/style.css", "/script.js", "/login"];
+const PUBLIC: [&str; 4] = ["/style.css", "/icon.svg", "/script.js", "/login"];
 
 /// Passes a request on, or refuses it, and adds the headers.
 pub(crate) async fn guard(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {

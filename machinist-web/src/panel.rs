@@ -32,6 +32,8 @@ struct CurrentValue<T> {
     /// Reason that the last read gave no value.
     problem: Option<String>,
     is_reading: bool,
+    /// Number of changes made here to what is read. A read that began before one of them gives no value.
+    changes: u64,
 }
 
 /// Value as a page shows it.
@@ -59,8 +61,14 @@ impl<T: Clone> PanelView<T> {
 
 impl<T> Panel<T> {
     pub(crate) fn new(what: &'static str) -> Self {
-        let current =
-            CurrentValue { value: None, read_at: None, ended_at: None, problem: None, is_reading: false };
+        let current = CurrentValue {
+            value: None,
+            read_at: None,
+            ended_at: None,
+            problem: None,
+            is_reading: false,
+            changes: 0,
+        };
         Self { what, fresh: FRESH, current: watch::Sender::new(current) }
     }
 
@@ -76,7 +84,7 @@ impl<T: Send + Sync + 'static> Panel<T> {
     where
         F: Future<Output = Result<T, String>> + Send + 'static,
     {
-        if self.is_to_be_read() {
+        if let Some(changes) = self.begin_read() {
             let (panel, reading) = (Arc::clone(self), read());
             tokio::spawn(async move {
                 // Its own task, so that a panic in it is a problem of one read.
@@ -88,7 +96,7 @@ impl<T: Send + Sync + 'static> Panel<T> {
                     Ok(Err(error)) => Err(error.to_string()),
                     Err(_) => Err(format!("no answer within {} s", READ_LIMIT.as_secs())),
                 };
-                panel.put(answer);
+                panel.put(changes, answer);
             });
         }
         let mut changes = self.current.subscribe();
@@ -100,25 +108,33 @@ impl<T: Send + Sync + 'static> Panel<T> {
 
     /// Lets the next page read again, because somebody here has changed what is read.
     pub(crate) fn expire(&self) {
-        self.current.send_modify(|current| current.ended_at = None);
+        self.current.send_modify(|current| {
+            current.ended_at = None;
+            current.is_reading = false;
+            current.changes += 1;
+        });
     }
 
-    /// Returns `true` if this caller has to read.
-    fn is_to_be_read(&self) -> bool {
-        let mut begins = false;
+    /// Begins a read, and returns the number of changes before it; `None` if this caller does not have to read.
+    fn begin_read(&self) -> Option<u64> {
+        let mut begun = None;
         self.current.send_if_modified(|current| {
             let fresh = if current.problem.is_none() { self.fresh } else { FRESH };
             let is_fresh = current.ended_at.is_some_and(|ended| ended.elapsed() < fresh);
-            begins = !current.is_reading && !is_fresh;
+            let begins = !current.is_reading && !is_fresh;
             current.is_reading |= begins;
+            begun = begins.then_some(current.changes);
             begins
         });
-        begins
+        begun
     }
 
-    fn put(&self, answer: Result<T, String>) {
+    fn put(&self, changes: u64, answer: Result<T, String>) {
         let now = Instant::now();
         self.current.send_modify(|current| {
+            if current.changes != changes {
+                return;
+            }
             match answer {
                 Ok(value) => {
                     current.value = Some(Arc::new(value));
@@ -181,6 +197,19 @@ mod tests {
         assert_eq!(panel.see(|| async { Ok(2) }).await.value.as_deref(), Some(&2));
         panel.expire();
         assert_eq!(panel.see(|| async { Ok(3) }).await.value.as_deref(), Some(&3));
+        // A read that has begun before a change does not hide it.
+        tokio::time::advance(FRESH * 60).await;
+        let (answer, asked) = tokio::sync::oneshot::channel();
+        let slow = panel.see(|| async { Ok(asked.await.unwrap_or_default()) });
+        let page = async {
+            tokio::task::yield_now().await;
+            panel.expire();
+            assert_eq!(panel.see(|| async { Ok(5) }).await.value.as_deref(), Some(&5));
+            answer.send(4).unwrap();
+        };
+        tokio::join!(slow, page);
+        tokio::task::yield_now().await;
+        assert_eq!(panel.see(|| async { Ok(6) }).await.value.as_deref(), Some(&5));
     }
 
     #[tokio::test(start_paused = true)]

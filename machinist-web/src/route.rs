@@ -32,7 +32,7 @@ const fn action(path: &'static str, right: Right, handler: fn() -> MethodRouter<
 }
 
 /// Every route.
-pub(crate) static ROUTES: [Route; 51] = [
+pub(crate) static ROUTES: [Route; 52] = [
     page("/", || get(pages::overview)),
     page("/queues", || get(pages::queues)),
     page("/queues/{name}", || get(pages::queue)),
@@ -48,6 +48,7 @@ pub(crate) static ROUTES: [Route; 51] = [
     page("/login", || get(pages::login).post(pages::log_in)),
     page("/logout", || post(pages::log_out)),
     page("/style.css", || get(|| async { asset("text/css; charset=utf-8", STYLE) })),
+    page("/icon.svg", || get(|| async { asset("image/svg+xml", ICON) })),
     page("/script.js", || get(|| async { asset("text/javascript; charset=utf-8", SCRIPT) })),
     page("/api/openapi.json", || get(api::openapi)),
     page("/api/overview", || get(api::overview)),
@@ -87,6 +88,7 @@ pub(crate) static ROUTES: [Route; 51] = [
 ];
 
 const STYLE: &str = include_str!("assets/style.css");
+const ICON: &str = include_str!("assets/icon.svg");
 const SCRIPT: &str = include_str!("assets/script.js");
 
 /// Answers with a file of the program, which changes only with its version.

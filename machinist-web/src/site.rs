@@ -121,9 +121,13 @@ impl Site {
         sight.of(seen, |failures| failures.groups.retain(|group| sight.group(group)))
     }
 
-    /// Lets the next page read the groups of failures again.
-    pub(crate) fn expire_failures(&self) {
+    /// Lets the next page read everything again that an action can have changed.
+    pub(crate) fn expire(&self) {
+        self.queues.expire();
+        self.workers.expire();
         self.failures.expire();
+        self.periodic.expire();
+        self.registered.expire();
     }
 
     /// Returns the periodic tasks.

@@ -109,7 +109,7 @@ enum Task {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum Action {
-    /// Install the Debian packages of RabbitMQ, Redis and PostgreSQL, and tmux, where they are missing.
+    /// Install the Debian packages of RabbitMQ, Redis and PostgreSQL, tmux and Chromium, where they are missing.
     Install,
     /// Install what is missing, start the servers with empty data unless they run, and return when they answer.
     Up,
@@ -143,7 +143,7 @@ fn run(cli: Cli) -> Result<bool> {
             match action {
                 Action::Install => {
                     Release::provide(rabbitmq, &workspace, &interrupt)?;
-                    services::install_missing(&[services::TERMINAL])?;
+                    services::install_missing(&services::SCREENS)?;
                 }
                 Action::Up => {
                     let services = services.with_postgres();

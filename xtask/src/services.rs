@@ -27,7 +27,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use self::{control::Server, postgres_alone::PostgresServer};
 pub(crate) use self::{
-    install::{SERVERS, TERMINAL, install_missing},
+    install::{SCREENS, SERVERS, install_missing},
     release::{Major, Release},
 };
 use self::{ports::Ports, process::Process};

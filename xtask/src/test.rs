@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     command::{self, Workspace, display},
     interrupt::Interrupt,
-    services::{Endpoints, Major, Release, Services, TERMINAL, install_missing},
+    services::{Endpoints, Major, Release, SCREENS, Services, install_missing},
 };
 
 const AMQP_URL: &str = "MACHINIST_TEST_AMQP_URL";
@@ -56,7 +56,7 @@ fn with_servers(
         return test(&At { amqp_url, redis_url, postgres_url, release: None, told });
     }
     let release = Release::provide(rabbitmq, workspace, interrupt)?;
-    install_missing(&[TERMINAL])?;
+    install_missing(&SCREENS)?;
     let services = Services::at(&workspace.services_dir())?.with_release(release.clone()).with_postgres();
     let up = services.up(interrupt)?;
     say!("{}", up.report());

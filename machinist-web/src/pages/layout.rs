@@ -77,6 +77,7 @@ impl<'a> Frame<'a> {
                     meta name="viewport" content="width=device-width, initial-scale=1";
                     meta name="color-scheme" content="light dark";
                     title { (title) " · " (visible::one_line(installation)) }
+                    link rel="icon" type="image/svg+xml" href={ (self.root) "icon.svg" };
                     link rel="stylesheet" href={ (self.root) "style.css" };
                     script src={ (self.root) "script.js" } defer {}
                 }

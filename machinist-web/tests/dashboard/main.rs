@@ -1,8 +1,9 @@
-//! The dashboard over the in-memory adapters, with a real worker: pages, API, rights, log-in, hostile texts.
+//! The dashboard over the in-memory adapters, with a real worker: pages, API, rights, log-in, hostile texts, and all of it in a browser.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod actions;
+mod browser;
 mod hostile;
 mod login;
 mod mount;

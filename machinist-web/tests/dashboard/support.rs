@@ -30,11 +30,11 @@ pub(crate) const ECHO: TaskDef<String, String> = TaskDef::new("echo").queue("mai
 pub(crate) const TOKENS: &str =
     "v:viewer:viewer-viewer-viewer\no:operator:operator-operator\na:admin:admin-admin-admin\n";
 
-async fn fail(text: String) -> Result<(), TaskError> {
+pub(crate) async fn fail(text: String) -> Result<(), TaskError> {
     Err(TaskError::permanent(text))
 }
 
-async fn echo(text: String) -> Result<String, TaskError> {
+pub(crate) async fn echo(text: String) -> Result<String, TaskError> {
     Ok(text)
 }
 

@@ -22,8 +22,8 @@ const POLICY_SCRIPT: &str = "#!/bin/sh\n# made by cargo xtask services install\n
 
 /// What the tests need.
 pub(crate) const SERVERS: [&str; 3] = ["rabbitmq-server", "redis-server", "postgresql"];
-/// What the tests need beside the servers: the terminal of `machinist top`.
-pub(crate) const TERMINAL: &str = "tmux";
+/// What the tests need beside the servers: the terminal of `machinist top`, and the browser of the dashboard.
+pub(crate) const SCREENS: [&str; 3] = ["tmux", "chromium", "chromium-driver"];
 
 /// Installs what is missing of these packages; does nothing, and needs no right to, where nothing is.
 pub(crate) fn install_missing(packages: &[&'static str]) -> Result<()> {
@@ -36,8 +36,8 @@ pub(crate) fn install_missing(packages: &[&'static str]) -> Result<()> {
     let by_hand = format!("apt-get update && apt-get install --no-install-recommends {}", missing.join(" "));
     ensure!(
         in_path("apt-get"),
-        "{wanted} missing, and this is no Debian: install RabbitMQ 3.10, Redis 7 and PostgreSQL 14 or later, and \
-         tmux; or set MACHINIST_TEST_AMQP_URL, MACHINIST_TEST_REDIS_URL and MACHINIST_TEST_POSTGRES_URL to running ones \
+        "{wanted} missing, and this is no Debian: install RabbitMQ 3.10, Redis 7 and PostgreSQL 14 or later, \
+         tmux and Chromium with its driver; or set MACHINIST_TEST_AMQP_URL, MACHINIST_TEST_REDIS_URL and MACHINIST_TEST_POSTGRES_URL to running ones \
          (docker/compose.yaml has them)"
     );
     let Some(rights) = Rights::find() else {
@@ -63,6 +63,7 @@ fn missing(packages: &[&'static str]) -> Vec<&'static str> {
     let is_there = |package: &str| match package {
         "rabbitmq-server" => Path::new(RABBITMQ_SERVER).exists() && in_path("epmd"),
         "postgresql" => super::postgres::program_path("initdb").is_some(),
+        "chromium-driver" => in_path("chromedriver"),
         // The others are called like their program.
         package => in_path(package),
     };

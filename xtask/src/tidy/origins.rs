@@ -17,11 +17,11 @@ pub(super) const RULES: &str = "deny.toml";
 /// Asks cargo for all packages, those for other systems included.
 pub(super) fn check(workspace: &Workspace) -> Result<Vec<Finding>> {
     let rules = std::fs::read_to_string(workspace.root().join(RULES)).with_context(|| RULES.to_owned())?;
-    let allowed = allowed(&rules)?;
+    let (allowed, exceptions) = (allowed(&rules)?, exceptions(&rules)?);
     let mut cargo = workspace.cargo(["metadata", "--format-version", "1", "--all-features", "--locked"]);
     let metadata: Value = serde_json::from_str(&command::output(&mut cargo)?)?;
     let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
-    Ok(packages.iter().flat_map(|package| judge(package, &allowed)).collect())
+    Ok(packages.iter().flat_map(|package| judge(package, &allowed, &exceptions)).collect())
 }
 
 /// The licences of deny.toml.
@@ -31,6 +31,25 @@ fn allowed(rules: &str) -> Result<Vec<Licensee>> {
         rules.get("licenses").and_then(|licenses| licenses.get("allow")).and_then(toml::Value::as_array);
     let names = names.with_context(|| format!("{RULES} has no list [licenses] allow"))?;
     ensure!(!names.is_empty(), "{RULES} allows no licence");
+    licensees(names)
+}
+
+/// The licences that deny.toml allows to single crates.
+fn exceptions(rules: &str) -> Result<Vec<(String, Vec<Licensee>)>> {
+    let rules: toml::Table = rules.parse().with_context(|| RULES.to_owned())?;
+    let listed = rules.get("licenses").and_then(|licenses| licenses.get("exceptions"));
+    let listed = listed.and_then(toml::Value::as_array).into_iter().flatten();
+    let each = listed.map(|exception| {
+        let name = exception.get("crate").and_then(toml::Value::as_str);
+        let names = exception.get("allow").and_then(toml::Value::as_array);
+        let (name, names) =
+            name.zip(names).with_context(|| format!("{RULES}: {exception} is no exception"))?;
+        Ok((name.to_owned(), licensees(names)?))
+    });
+    each.collect()
+}
+
+fn licensees(names: &[toml::Value]) -> Result<Vec<Licensee>> {
     let each = names.iter().map(|name| {
         let name = name.as_str().with_context(|| format!("{RULES}: {name} is no licence"))?;
         Licensee::parse(name).with_context(|| format!("{RULES}: {name} is no licence"))
@@ -38,7 +57,7 @@ fn allowed(rules: &str) -> Result<Vec<Licensee>> {
     each.collect()
 }
 
-fn judge(package: &Value, allowed: &[Licensee]) -> Vec<Finding> {
+fn judge(package: &Value, allowed: &[Licensee], exceptions: &[(String, Vec<Licensee>)]) -> Vec<Finding> {
     let text = |key: &str| package[key].as_str();
     let what = format!("{} {}", text("name").unwrap_or("a package"), text("version").unwrap_or_default());
     let finding = |what: String, remedy| Finding { path: "Cargo.toml".to_owned(), line: 0, what, remedy };
@@ -53,7 +72,10 @@ fn judge(package: &Value, allowed: &[Licensee]) -> Vec<Finding> {
         }
     }
     let licence = text("license");
-    if !licence.is_some_and(|licence| permits(licence, allowed)) {
+    let excepted =
+        exceptions.iter().filter(|(name, _)| text("name") == Some(name)).flat_map(|(_, more)| more);
+    let allowed: Vec<&Licensee> = allowed.iter().chain(excepted).collect();
+    if !licence.is_some_and(|licence| permits(licence, &allowed)) {
         let licence = licence.unwrap_or("no licence that it names");
         findings.push(finding(
             format!("{what} is under {licence}"),
@@ -64,7 +86,7 @@ fn judge(package: &Value, allowed: &[Licensee]) -> Vec<Finding> {
 }
 
 /// Whether one of its alternatives asks for no licence beyond these.
-fn permits(licence: &str, allowed: &[Licensee]) -> bool {
+fn permits(licence: &str, allowed: &[&Licensee]) -> bool {
     // Packages from before 2018 separate alternatives by a slash.
     Expression::parse_mode(licence, spdx::ParseMode::LAX).is_ok_and(|expression| {
         expression.evaluate(|asked| allowed.iter().any(|licence| licence.satisfies(asked)))
@@ -86,8 +108,10 @@ mod tests {
     use super::*;
 
     fn whats(package: &Value) -> Vec<String> {
-        let allowed = allowed("[licenses]\nallow = [\"MIT\", \"Unicode-3.0\"]").unwrap();
-        judge(package, &allowed).into_iter().map(|finding| finding.what).collect()
+        let rules = "[licenses]\nallow = [\"MIT\", \"Unicode-3.0\"]\n\
+                     exceptions = [{ crate = \"b\", allow = [\"MPL-2.0\"] }]";
+        let (allowed, exceptions) = (allowed(rules).unwrap(), exceptions(rules).unwrap());
+        judge(package, &allowed, &exceptions).into_iter().map(|finding| finding.what).collect()
     }
 
     #[test]
@@ -100,6 +124,10 @@ mod tests {
             assert_eq!(whats(&package(json!(bad))), [format!("a 1.0.0 is under {bad}")]);
         }
         assert_eq!(whats(&package(Value::Null)), ["a 1.0.0 is under no licence that it names"]);
+        let excepted =
+            |name: &str| json!({"name": name, "version": "1.0.0", "source": CRATES_IO, "license": "MPL-2.0"});
+        assert_eq!(whats(&excepted("b")), [""; 0]);
+        assert_eq!(whats(&excepted("a")), ["a 1.0.0 is under MPL-2.0"]);
     }
 
     #[test]
@@ -124,5 +152,6 @@ mod tests {
         assert!(allowed("[licenses]\nallow = []").is_err());
         assert!(allowed("[licenses]").is_err());
         assert!(allowed("[licenses]\nallow = [\"none such\"]").is_err());
+        assert!(exceptions("[licenses]\nexceptions = [\"b\"]").is_err());
     }
 }
