@@ -62,6 +62,8 @@ pub(crate) enum Store {
 const PAIR: &[System] = &[Floor, Machinist];
 const ALONE: &[System] = &[Machinist];
 const NETWORK: Store = Store::Network;
+/// Time for which an idle worker is watched: all that it does once a minute is in it.
+const IDLE_SECONDS: u64 = 60;
 
 const fn case(name: &'static str, title: &'static str, shape: Shape, tasks: usize) -> Case {
     Case { name, title, shape, tasks, payload: 100, systems: PAIR }
@@ -179,13 +181,16 @@ pub(crate) const CASES: [Case; 23] = [
             20_000,
         )
     },
-    Case { systems: ALONE, ..case("idle", "idle worker", Shape::Idle { store: NETWORK, seconds: 10 }, 1) },
+    Case {
+        systems: ALONE,
+        ..case("idle", "idle worker", Shape::Idle { store: NETWORK, seconds: IDLE_SECONDS }, 1)
+    },
     Case {
         systems: ALONE,
         ..case(
             "idle-sqlite",
             "idle worker on SQLite",
-            Shape::Idle { store: Store::File { full: true }, seconds: 10 },
+            Shape::Idle { store: Store::File { full: true }, seconds: IDLE_SECONDS },
             1,
         )
     },

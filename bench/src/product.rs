@@ -29,8 +29,8 @@ const NOOP: TaskDef<String, ()> = TaskDef::new("noop");
 /// Exchange of the queues that a program of Go declares.
 pub(crate) const MACHINERY_EXCHANGE: &str = "bench-machinery";
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Time after which a worker that is ready has nothing left to do.
-const SETTLING: Duration = Duration::from_secs(3);
+/// Time after which a worker that is ready has nothing left to do. Its first look at the broker comes 3 s after its start.
+const SETTLING: Duration = Duration::from_secs(5);
 /// Number of keys of limited tasks.
 const KEYS: usize = 20;
 /// Starts of each of them in a second, and at once: no task has to wait.
