@@ -48,6 +48,7 @@ impl Drop for Driver {
 impl Browser {
     /// Opens the first page of a dashboard. `None` where no Chromium is installed and `MACHINIST_REQUIRE_SERVICES` is not
     /// `1`: the test is skipped, and says so.
+    #[expect(clippy::print_stderr, reason = "a skipped test is said loudly")]
     pub(super) async fn open(dashboard: Dashboard, has_script: bool) -> Option<Self> {
         if !PROGRAMS.into_iter().all(runs) {
             let remedy = "chromium and chromium-driver are not installed; `cargo xtask services install` installs them";

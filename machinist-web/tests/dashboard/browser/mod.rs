@@ -178,7 +178,7 @@ async fn find_and_replay(shop: &Shop, browser: &Browser, tasks: u32) {
     shop.mended.store(true, Ordering::SeqCst);
     browser.press("Failures").await;
     browser.press_at("//tr[contains(., 'import')]//a[normalize-space() = 'Show']").await;
-    while client.dead_letters(&DeadFilter::default(), 1).await.unwrap().len() > 0 {
+    while !client.dead_letters(&DeadFilter::default(), 1).await.unwrap().is_empty() {
         browser.press("Select all of these").await;
         browser.press("Replay the selected").await;
         browser.shows("The dead letters were replayed.").await;
