@@ -78,10 +78,10 @@ struct ProbeReport {
 
 /// Body of an answer to `/health`.
 #[derive(Debug, Serialize)]
-struct ColorReport {
+struct ColorReport<'a> {
     #[serde(flatten)]
     report: WorkerReport,
-    worker: String,
+    worker: &'a str,
     queues: Vec<String>,
     /// Number of running tasks.
     running: usize,
@@ -243,7 +243,7 @@ impl HealthService {
         let answer = ProbeReport {
             status,
             wrong,
-            worker: self.health.worker().to_string(),
+            worker: self.health.worker().to_owned(),
             queues: self.queues(),
             running: self.health.running(),
         };
@@ -284,7 +284,7 @@ impl HealthService {
             WorkerHealth::Red => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::OK,
         };
-        let worker = self.health.worker().to_string();
+        let worker = self.health.worker();
         let answer = ColorReport { report, worker, queues: self.queues(), running: self.health.running() };
         // INVARIANT: the report holds only texts and numbers.
         respond(code, "application/json", serde_json::to_vec(&answer).expect("plain data"))

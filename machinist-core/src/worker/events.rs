@@ -31,8 +31,7 @@ impl WorkerEvents {
     /// The worker's own observers are called directly: for an event that none of them uses, nothing is left of the call.
     #[inline]
     pub(super) fn emit(&self, kind: EventKind<'_>) {
-        let worker = self.worker.held();
-        let event = Event::new(kind, Some(&worker), self.app.clock());
+        let event = Event::new(kind, Some(self.worker.held()), self.app.clock());
         self.log.observe(&event);
         self.tally.observe(&event);
         self.dead_letter_counts.observe(&event);

@@ -421,7 +421,7 @@ impl Keeper {
             record: &self.record,
             layout: &self.layout,
             session,
-            worker: &name,
+            worker: name,
             unwanted: &unwanted,
             given_up: &self.given_up,
             greatest_epoch: self.greatest_epoch,

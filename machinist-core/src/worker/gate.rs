@@ -47,7 +47,7 @@ pub struct GateContext {
 
 impl GateContext {
     /// Name of the worker.
-    pub fn worker(&self) -> Arc<str> {
+    pub fn worker(&self) -> &str {
         self.worker.name.held()
     }
 

@@ -190,7 +190,7 @@ impl Health {
     }
 
     /// Name of the worker, as its session holds it: a second live process of a name is `NAME#2`.
-    pub fn worker(&self) -> Arc<str> {
+    pub fn worker(&self) -> &str {
         self.worker.name.held()
     }
 

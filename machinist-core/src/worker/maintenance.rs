@@ -170,7 +170,7 @@ async fn dead_letters(worker: &WorkerContext, queues: &[QueueName]) {
     loop {
         tokio::time::sleep(MAINTENANCE_INTERVAL).await;
         for queue in queues {
-            let tended = match client.tend_dead_letters(queue, &worker.name.held()).await {
+            let tended = match client.tend_dead_letters(queue, worker.name.held()).await {
                 Err(ControlError::Backend(error)) => {
                     worker.passed_over("the turn of dead letters", Err(error)).map_err(ControlError::Backend)
                 }

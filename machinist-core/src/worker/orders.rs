@@ -138,7 +138,7 @@ impl WorkerContext {
         let read = facts.get(name::WANTED);
         let mut memory = self.orders.memory();
         // What is wanted of another name says nothing.
-        let known = memory.wanted.clone().filter(|known| known.worker == worker);
+        let known = memory.wanted.clone().filter(|known| known.worker == *worker);
         if memory.wanted.is_some() && known.is_none() {
             memory.wanted = None;
             self.sessions.presence.want_sleep(false);
@@ -146,7 +146,7 @@ impl WorkerContext {
         if known.as_ref().is_some_and(|known| read == Some(&known.stored)) {
             return None;
         }
-        let order = match read.map(|stored| self.app.0.trust.read_order(&worker, stored)).transpose() {
+        let order = match read.map(|stored| self.app.0.trust.read_order(worker, stored)).transpose() {
             Ok(order) => order,
             Err(why) => {
                 let doubted = read.cloned().unwrap_or_default();
@@ -161,7 +161,7 @@ impl WorkerContext {
         match (newest(numbers.0, numbers.1), order, known) {
             (Newest::Read, Some(order), _) => {
                 let stored = read.cloned().unwrap_or_default();
-                memory.wanted = Some(WantedState { worker, number: order.number, stored });
+                memory.wanted = Some(WantedState { worker: worker.clone(), number: order.number, stored });
                 drop(memory);
                 let sleep = order.action == WorkerAction::Pause;
                 self.sessions.presence.want_sleep(sleep);
@@ -171,7 +171,7 @@ impl WorkerContext {
                 }
                 None
             }
-            (Newest::Known, _, Some(known)) => Some(restore_wanted(&worker, &known.stored, read)),
+            (Newest::Known, _, Some(known)) => Some(restore_wanted(worker, &known.stored, read)),
             _ => None,
         }
     }
@@ -188,7 +188,7 @@ impl WorkerContext {
         let worker = self.sessions.held_name();
         let mut read: Vec<_> = orders(&facts)
             .into_iter()
-            .map(|(id, stored)| (self.app.0.trust.read_order(&worker, &stored), id, stored))
+            .map(|(id, stored)| (self.app.0.trust.read_order(worker, &stored), id, stored))
             .collect();
         read.sort_by_key(|(order, ..)| order.as_ref().map_or(i64::MIN, |order| order.number));
         let mut changed = false;
@@ -219,7 +219,7 @@ impl WorkerContext {
             let session = self.sessions.current().to_string();
             let reason = answer.unwrap_or_else(Some);
             let answer = OrderAnswer { done, reason, at: self.now(), session };
-            let commit = answer_order(&worker, &facts, &id, &stored, json(&answer));
+            let commit = answer_order(worker, &facts, &id, &stored, json(&answer));
             // Refused: it was answered, or taken back.
             let answered = matches!(self.app.client().commit(commit).await?, Committed::Done { .. });
             if let Ok(order) = order

@@ -131,7 +131,7 @@ impl WorkerContext {
         if !self.left_to_others.refuses(&envelope.id) {
             return None;
         }
-        let reason = WaitReason::new("elsewhere", &self.name.held());
+        let reason = WaitReason::new("elsewhere", self.name.held());
         let refusal = Refusal::new(reason, Some(self.now().plus(ELSEWHERE_DELAY)));
         self.park(envelope, &refusal).await
     }

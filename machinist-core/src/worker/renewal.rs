@@ -198,8 +198,8 @@ async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
             sessions.look_at_all();
         }
         let name = sessions.held_name();
-        if named.as_ref().is_none_or(|(watched, _)| *watched != name) {
-            named = watch(&name_record(&name)).await.map(|watch| (name, watch));
+        if named.as_ref().is_none_or(|(watched, _)| watched != name) {
+            named = watch(&name_record(name)).await.map(|watch| (Arc::clone(name), watch));
         }
         if control.is_none() {
             control = watch(&control_record()).await;

@@ -265,7 +265,7 @@ impl Sessions {
         let session = SessionId::fresh();
         let work = self.work_to_show();
         let held_name = self.held_name();
-        let about = self.about_as(&held_name);
+        let about = self.about_as(held_name);
         let commit = open_session(&session, self.lease.duration(), about, work.clone());
         let asked = Instant::now();
         let (opened, now) = tokio::join!(self.commit(commit), self.app.backend().now());
@@ -274,8 +274,8 @@ impl Sessions {
         }
         self.app.0.learn_time(asked, now?);
         self.note_unused(&session);
-        let taken = self.take_name(&held_name, &session).await?;
-        if *taken != *held_name {
+        let taken = self.take_name(held_name, &session).await?;
+        if taken != *held_name {
             self.commit(rename_session(&session, self.about_as(&taken))).await?;
             if *taken != *self.name.given() {
                 tracing::warn!(
@@ -310,7 +310,7 @@ impl Sessions {
     }
 
     /// Returns the name that the session holds: that of the worker, with a number if another live worker has it.
-    pub(super) fn held_name(&self) -> Arc<str> {
+    pub(super) fn held_name(&self) -> &Arc<str> {
         self.name.held()
     }
 
@@ -378,7 +378,7 @@ impl Sessions {
             std::mem::take(&mut state.about_changed).then(|| state.session.clone())
         };
         let Some(session) = session else { return Ok(()) };
-        let stored = self.commit(rename_session(&session, self.about_as(&self.held_name()))).await;
+        let stored = self.commit(rename_session(&session, self.about_as(self.held_name()))).await;
         if stored.is_err() {
             self.state().about_changed = true;
         }
@@ -467,15 +467,13 @@ impl Sessions {
 
     /// Keeps the name from being forgotten while the worker lives. It is repeated after a day.
     async fn keep_name(&self) -> Result<(), BackendError> {
-        let name = {
-            let state = self.state();
-            (state.name_kept.elapsed() > KEEP_NAME_INTERVAL).then(|| self.name.held())
-        };
-        if let Some(name) = name {
-            let kept = self.commit(keep_name(&name)).await;
-            if self.usable(&name_record(&name), kept)?.is_some() {
-                self.state().name_kept = Instant::now();
-            }
+        if self.state().name_kept.elapsed() <= KEEP_NAME_INTERVAL {
+            return Ok(());
+        }
+        let name = self.held_name();
+        let kept = self.commit(keep_name(name)).await;
+        if self.usable(&name_record(name), kept)?.is_some() {
+            self.state().name_kept = Instant::now();
         }
         Ok(())
     }
@@ -514,7 +512,7 @@ impl Sessions {
 
     /// Reads the control record. Renewals repeat it.
     pub(super) async fn read_control(&self) -> Result<(), BackendError> {
-        let name = name_record(&self.held_name());
+        let name = name_record(self.held_name());
         let mut records = self.app.backend().read_each(&[control_record(), name.clone()]).await?;
         self.apply_orders(&name, records.pop());
         self.apply_control(records.pop());
@@ -816,7 +814,7 @@ impl Sessions {
         let roots = self.roots();
         let tasks =
             runs.iter().map(|(_, claim)| RecordId::from(&claim.id)).chain(roots.iter().map(revoked_root));
-        let ids: Vec<_> = tasks.chain([name_record(&self.held_name()), control_record()]).collect();
+        let ids: Vec<_> = tasks.chain([name_record(self.held_name()), control_record()]).collect();
         let (renewed, mut records) = self.renew_and_read(&ids, all).await?;
         self.note_looks(&runs, asked);
         // Read after the orders: a worker that answers an order knows what was disabled before it.

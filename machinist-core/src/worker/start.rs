@@ -55,7 +55,7 @@ impl WorkerContext {
             generation: envelope.generation,
             run: registered.run.clone(),
             session,
-            worker: self.name.held(),
+            worker: Arc::clone(self.name.held()),
             received_at,
             token: envelope.token,
             alone,

@@ -108,7 +108,7 @@ impl WorkerContext {
     /// Takes the turn of work that one worker does for all. Returns `false` if another worker has it. A turn whose
     /// record cannot be used is said once, and every worker has it: several at once do no harm.
     pub(super) async fn takes_turn(&self, work: &str) -> Result<bool, BackendError> {
-        let commit = take_turn(work, &self.name.held(), TURN);
+        let commit = take_turn(work, self.name.held(), TURN);
         let turn = commit.id.clone();
         let taken = self.app.client().commit(commit).await;
         let taken = self.sessions.usable(&turn, taken)?;

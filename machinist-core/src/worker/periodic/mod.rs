@@ -44,7 +44,7 @@ pub(super) async fn run(worker: Arc<WorkerContext>, mut own: watch::Receiver<Vec
     let first = own.borrow_and_update().clone();
     let mut ticker = Ticker {
         book: Book::new(&worker.app, first),
-        turns: Turns::new(&worker.name.held()),
+        turns: Turns::new(worker.name.held()),
         refreshed: None,
     };
     let stages = worker.stages.clone();
