@@ -62,7 +62,7 @@ pub use forged::{header, without};
 pub use hostile_bytes::any_bytes;
 pub use plain::says;
 pub use proxy::Proxy;
-pub use service::service_url;
+pub use service::{service_url, skip};
 #[doc(hidden)]
 pub use suite::{run_backend, run_broker};
 pub use wait::{eventually, within};

@@ -1,4 +1,4 @@
-//! The decision about tests without a server: skip, or fail.
+//! The decision about tests without a server or a program that they need: skip, or fail.
 
 use std::io::Write;
 
@@ -13,14 +13,22 @@ use std::io::Write;
 pub fn service_url(variable: &str) -> Option<String> {
     let url = std::env::var(variable).ok().filter(|url| !url.is_empty());
     if url.is_none() {
-        assert!(
-            std::env::var("MACHINIST_REQUIRE_SERVICES").as_deref() != Ok("1"),
-            "{variable} is not set, and MACHINIST_REQUIRE_SERVICES=1 forbids to go on without it"
-        );
-        let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        say(&format!("SKIPPED: {test}: {variable} is not set"));
+        skip(&format!("{variable} is not set"));
     }
     url
+}
+
+/// Says that the test of this thread is skipped, and why: what it needs is missing.
+///
+/// # Panics
+/// If `MACHINIST_REQUIRE_SERVICES` is `1`.
+pub fn skip(why: &str) {
+    assert!(
+        std::env::var("MACHINIST_REQUIRE_SERVICES").as_deref() != Ok("1"),
+        "{why}, and MACHINIST_REQUIRE_SERVICES=1 forbids to go on without it"
+    );
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    say(&format!("SKIPPED: {test}: {why}"));
 }
 
 /// Writes a line past the capture of the test harness: what was not tested must be seen.
