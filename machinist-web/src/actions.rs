@@ -53,11 +53,14 @@ async fn act(
     acting: impl Future<Output = Result<ActionResult, WebError>>,
 ) -> Result<ActionResult, WebError> {
     let done = match actor.check(right) {
-        Ok(()) => acting.await,
+        Ok(()) => {
+            let done = acting.await;
+            // A failed action can have changed something too.
+            site.expire();
+            done
+        }
         Err(refused) => Err(refused),
     };
-    // A failed action can have changed something too.
-    site.expire();
     let subject: String = subject.chars().take(MAX_SUBJECT).collect();
     let from = actor.from.map_or_else(|| "unknown".to_owned(), |from| from.to_string());
     let user = actor.user.name();

@@ -1,4 +1,4 @@
-//! The dashboard over the in-memory adapters, with a real worker: pages, API, rights, log-in, hostile texts, and all of it in a browser.
+//! The dashboard over the in-memory adapters, with a real worker: pages, API, rights, log-in, hostile texts, a real browser.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

@@ -8,22 +8,14 @@ use machinist_web::{Access, Dashboard};
 
 use crate::support::{ECHO, FAIL, House, SOON, Site};
 
+/// Addresses of pages that every application with the queue `mail` has.
+pub(crate) const FIXED: [&str; 9] =
+    ["/", "/queues", "/queues/mail", "/tasks", "/failures", "/dead", "/workers", "/periodic", "/send"];
+
 /// Addresses of all pages of an application with this task.
 pub(crate) fn all(task: &TaskId) -> Vec<String> {
-    let pages = [
-        "/",
-        "/queues",
-        "/queues/mail",
-        "/tasks",
-        "/failures",
-        "/dead",
-        "/workers",
-        "/periodic",
-        "/send",
-        "/nothing",
-    ];
-    let of_task = [format!("/tasks/{task}"), format!("/workflows/{task}")];
-    pages.into_iter().map(str::to_owned).chain(of_task).collect()
+    let others = ["/nothing".to_owned(), format!("/tasks/{task}"), format!("/workflows/{task}")];
+    FIXED.map(str::to_owned).into_iter().chain(others).collect()
 }
 
 #[tokio::test]

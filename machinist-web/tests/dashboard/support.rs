@@ -9,7 +9,7 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use machinist::{
-    App, TaskDef, TaskError, TaskId, Worker,
+    App, TaskDef, TaskError, TaskId, Worker, WorkerBuilder,
     event_stream::PublishedEvents,
     memory::{MemoryBackend, MemoryBroker},
     sign::{Algorithm, Key},
@@ -30,11 +30,11 @@ pub(crate) const ECHO: TaskDef<String, String> = TaskDef::new("echo").queue("mai
 pub(crate) const TOKENS: &str =
     "v:viewer:viewer-viewer-viewer\no:operator:operator-operator\na:admin:admin-admin-admin\n";
 
-pub(crate) async fn fail(text: String) -> Result<(), TaskError> {
+async fn fail(text: String) -> Result<(), TaskError> {
     Err(TaskError::permanent(text))
 }
 
-pub(crate) async fn echo(text: String) -> Result<String, TaskError> {
+async fn echo(text: String) -> Result<String, TaskError> {
     Ok(text)
 }
 
@@ -51,11 +51,16 @@ impl House {
 
     /// With a worker of this name.
     pub(crate) async fn with_worker(name: &str) -> Self {
+        Self::with(|worker| worker.name(name)).await
+    }
+
+    /// With a worker that has more than the two tasks.
+    pub(crate) async fn with(more: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> Self {
         let key = Key::generate(Algorithm::HmacSha256, "test").unwrap();
         let builder = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()));
         let app = builder.keyring(key).events(PublishedEvents::All).build().await.unwrap();
-        let worker =
-            Worker::builder(&app).name(name).queue("mail").task(FAIL, fail).task(ECHO, echo).build().unwrap();
+        let worker = Worker::builder(&app).queue("mail").task(FAIL, fail).task(ECHO, echo);
+        let worker = more(worker).build().unwrap();
         let stop = CancellationToken::new();
         tokio::spawn(worker.run_until(stop.clone().cancelled_owned()));
         Self { app, _stop: stop.drop_guard() }

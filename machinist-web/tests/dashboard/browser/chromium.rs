@@ -22,7 +22,7 @@ use url::{ParseError, Url};
 
 use crate::support::SOON;
 
-/// Programs that have to be in the PATH, which are also the names of Debian's packages, or nearly.
+/// Programs that have to be in the PATH.
 const PROGRAMS: [&str; 2] = ["chromium", "chromedriver"];
 
 /// A browser with one dashboard. Both end with it.
@@ -46,14 +46,13 @@ impl Drop for Driver {
 }
 
 impl Browser {
-    /// Opens the first page of a dashboard. `None` where no Chromium is installed and `MACHINIST_REQUIRE_SERVICES` is not
+    /// Starts a browser and the server of a dashboard. `None` where no Chromium is installed and `MACHINIST_REQUIRE_SERVICES` is not
     /// `1`: the test is skipped, and says so.
-    #[expect(clippy::print_stderr, reason = "a skipped test is said loudly")]
     pub(super) async fn open(dashboard: Dashboard, has_script: bool) -> Option<Self> {
         if !PROGRAMS.into_iter().all(runs) {
-            let remedy = "chromium and chromium-driver are not installed; `cargo xtask services install` installs them";
-            assert!(std::env::var("MACHINIST_REQUIRE_SERVICES").as_deref() != Ok("1"), "{remedy}");
-            eprintln!("SKIPPED: {remedy}");
+            machinist_conformance::skip(
+                "chromium and chromedriver are not installed (`cargo xtask services install` installs them)",
+            );
             return None;
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -71,7 +70,6 @@ impl Browser {
         let server = stop.drop_guard();
         let browser = Self { page, address, _profile: profile, _driver: driver, _server: server };
         browser.size(1280, 900).await;
-        browser.visit("/").await;
         Some(browser)
     }
 
@@ -98,6 +96,12 @@ impl Browser {
     pub(super) async fn press(&self, text: &str) {
         self.press_at(&format!("//*[self::a or self::button][contains(normalize-space(), \"{text}\")]"))
             .await;
+    }
+
+    /// Presses a button, and waits until the next page says what it has done.
+    pub(super) async fn press_and_see(&self, button: &str, notice: &str) {
+        self.press(button).await;
+        self.shows(notice).await;
     }
 
     /// Presses the element of an XPath.

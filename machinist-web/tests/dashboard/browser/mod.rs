@@ -8,23 +8,22 @@ use std::sync::{
 };
 
 use machinist::{
-    App, DeadFilter, TaskDef, TaskError, TaskId, Worker,
-    event_stream::PublishedEvents,
-    memory::{MemoryBackend, MemoryBroker},
+    DeadFilter, TaskDef, TaskError, WorkerBuilder,
     periodic::{Periodic, Schedule},
-    sign::{Algorithm, Key},
     workflow::chain,
 };
 use machinist_web::{Access, Dashboard};
 use tokio::sync::{Mutex, MutexGuard};
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::chromium::Browser;
-use crate::support::{ECHO, FAIL, SOON, echo, fail};
+use crate::{
+    pages,
+    support::{ECHO, FAIL, House, SOON},
+};
 
 /// Task that fails until its cause is mended.
 const IMPORT: TaskDef<u32, ()> = TaskDef::new("import").queue("mail");
-/// Number of tasks among which the failed ones are found. A run by night has more.
+/// Number of tasks among which the failed ones are found; `MACHINIST_BROWSER_TASKS` sets another one.
 static TASKS: LazyLock<u32> =
     LazyLock::new(|| std::env::var("MACHINIST_BROWSER_TASKS").map_or(2_000, |count| count.parse().unwrap()));
 /// Number of tasks that fail for one reason.
@@ -40,16 +39,12 @@ async fn turn() -> MutexGuard<'static, ()> {
 
 /// An application with a worker whose import fails until it is mended.
 struct Shop {
-    app: App,
+    house: House,
     mended: Arc<AtomicBool>,
-    _stop: DropGuard,
 }
 
 impl Shop {
     async fn open() -> Self {
-        let key = Key::generate(Algorithm::HmacSha256, "test").unwrap();
-        let builder = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()));
-        let app = builder.keyring(key).events(PublishedEvents::All).build().await.unwrap();
         let mended = Arc::new(AtomicBool::new(false));
         let import = {
             let mended = Arc::clone(&mended);
@@ -59,55 +54,31 @@ impl Shop {
                 std::future::ready(if is_mended { Ok(()) } else { Err(problem()) })
             }
         };
-        let builder = Worker::builder(&app).name("one").queue("mail").concurrency(64);
-        let builder = builder.task(FAIL, fail).task(ECHO, echo).task(IMPORT, import);
         let report = ECHO.call("the report".to_owned());
         let nightly = Periodic::new("nightly-report", Schedule::cron("0 3 * * *").unwrap(), report).unwrap();
-        let worker = builder.periodic(nightly).build().unwrap();
-        let stop = CancellationToken::new();
-        tokio::spawn(worker.run_until(stop.clone().cancelled_owned()));
-        Self { app, mended, _stop: stop.drop_guard() }
+        let more =
+            |worker: WorkerBuilder| worker.name("one").concurrency(64).task(IMPORT, import).periodic(nightly);
+        Self { house: House::with(more).await, mended }
     }
 
     fn dashboard(&self) -> Dashboard {
-        Dashboard::new(self.app.clone(), Access::local()).name("shop").verifies_outcomes()
-    }
-
-    /// Sends a task that fails with this text, and waits for its end.
-    async fn failed(&self, text: &str) -> TaskId {
-        let sent = self.app.client().send(FAIL.call(text.to_owned())).await.unwrap();
-        sent.wait_record(SOON).await.unwrap();
-        self.app.flush_events().await;
-        sent.id().clone()
+        Dashboard::new(self.house.app.clone(), Access::local()).name("shop").verifies_outcomes()
     }
 
     /// Sends a workflow whose second step fails, and returns its path.
     async fn workflow(&self) -> String {
         let steps = chain(ECHO.call("the network is down".to_owned())).then(FAIL.with(()));
-        let sent = self.app.client().send(steps).await.unwrap();
+        let sent = self.house.app.client().send(steps).await.unwrap();
         sent.wait_record(SOON).await.unwrap();
         format!("/workflows/{}", sent.workflow_id().unwrap())
     }
 
     /// Returns the paths of all pages that are about something.
-    async fn pages(&self) -> Vec<(&'static str, String)> {
-        let task = self.failed("the disk is full").await;
-        let workflow = self.workflow().await;
-        let fixed = [
-            ("overview", "/"),
-            ("queues", "/queues"),
-            ("queue", "/queues/mail"),
-            ("tasks", "/tasks"),
-            ("failures", "/failures"),
-            ("dead", "/dead"),
-            ("workers", "/workers"),
-            ("worker", "/workers/one"),
-            ("periodic", "/periodic"),
-            ("send", "/send"),
-            ("send-task", "/send?task=echo"),
-        ];
-        let fixed = fixed.map(|(name, path)| (name, path.to_owned()));
-        fixed.into_iter().chain([("task", format!("/tasks/{task}")), ("workflow", workflow)]).collect()
+    async fn pages(&self) -> Vec<String> {
+        let task = self.house.failed("the disk is full").await;
+        let others = ["/workers/one".to_owned(), "/send?task=echo".to_owned(), format!("/tasks/{task}")];
+        let fixed = pages::FIXED.map(str::to_owned).into_iter();
+        fixed.chain(others).chain([self.workflow().await]).collect()
     }
 }
 
@@ -126,14 +97,14 @@ async fn no_page_complains_or_is_wider_than_the_screen() {
     browser.visit_until("/workers/one", "Drain and stop").await;
     for (size, width, height) in SIZES {
         browser.size(width, height).await;
-        for (name, path) in shop.pages().await {
+        for path in shop.pages().await {
             browser.visit(&path).await;
             let wider = browser.ask("return document.documentElement.scrollWidth - innerWidth").await;
             assert!(
                 wider.as_i64().unwrap() <= 0,
-                "{name} at the size of a {size} is {wider} pixels too wide"
+                "{path} at the size of a {size} is {wider} pixels too wide"
             );
-            assert_eq!(browser.complaints().await, [""; 0], "{name} at the size of a {size}");
+            assert_eq!(browser.complaints().await, [""; 0], "{path} at the size of a {size}");
         }
     }
     browser.close().await;
@@ -157,14 +128,14 @@ async fn the_same_goes_without_script() {
 /// From the first page to the reason of the failures and back to a queue without dead letters, by links and buttons alone.
 async fn find_and_replay(shop: &Shop, browser: &Browser, tasks: u32) {
     let failed = FAILED.min(tasks);
-    let client = shop.app.client();
+    let client = shop.house.app.client();
     for sent in client.send_all((failed..tasks).map(|number| ECHO.call(number.to_string())).collect()).await {
         sent.unwrap();
     }
     for sent in client.send_all((0..failed).map(|file| IMPORT.call(file)).collect()).await {
         sent.unwrap().wait_record(SOON).await.unwrap();
     }
-    shop.app.flush_events().await;
+    shop.house.app.flush_events().await;
     // What is wrong is on the first page, and leads to the failures.
     browser.visit_until("/", "failed within").await;
     browser.press_at("//ul[@class='troubles']//a[contains(., 'failed within')]").await;
@@ -180,8 +151,7 @@ async fn find_and_replay(shop: &Shop, browser: &Browser, tasks: u32) {
     browser.press_at("//tr[contains(., 'import')]//a[normalize-space() = 'Show']").await;
     while !client.dead_letters(&DeadFilter::default(), 1).await.unwrap().is_empty() {
         browser.press("Select all of these").await;
-        browser.press("Replay the selected").await;
-        browser.shows("The dead letters were replayed.").await;
+        browser.press_and_see("Replay the selected", "The dead letters were replayed.").await;
     }
     browser.shows("There is no such dead letter.").await;
 }
@@ -192,10 +162,8 @@ async fn every_button_does_what_it_says() {
     browser.visit_until("/workers/one", "Drain and stop").await;
     // A queue and a worker.
     browser.visit("/queues/mail").await;
-    browser.press("Pause").await;
-    browser.shows("It is paused.").await;
-    browser.press("Resume").await;
-    browser.shows("It is resumed.").await;
+    browser.press_and_see("Pause", "It is paused.").await;
+    browser.press_and_see("Resume", "It is resumed.").await;
     browser.press("Look at the first messages").await;
     browser.visit("/workers/one").await;
     browser.press("Pause").await;
@@ -215,26 +183,20 @@ async fn every_button_does_what_it_says() {
     browser.press_at("//button[. = 'Retry']").await;
     browser.shows("It was sent again.").await;
     // A cause is silenced and listed again.
-    shop.app.flush_events().await;
+    shop.house.app.flush_events().await;
     browser.visit_until("/failures", "<b>no</b>").await;
-    browser.press("Silence for a week").await;
-    browser.shows("The group is silenced").await;
+    browser.press_and_see("Silence for a week", "The group is silenced").await;
     browser.press("Show 1 silenced groups").await;
-    browser.press("List it again").await;
-    browser.shows("The group is listed again.").await;
+    browser.press_and_see("List it again", "The group is listed again.").await;
     // Dead letters are selected one by one, and purged.
     browser.visit_until("/dead", "<b>no</b>").await;
     browser.press_at("(//input[@type='checkbox'])[1]").await;
-    browser.press("Purge the selected").await;
-    browser.shows("The dead letters were purged.").await;
+    browser.press_and_see("Purge the selected", "The dead letters were purged.").await;
     // A periodic task.
     browser.visit_until("/periodic", "nightly-report").await;
-    browser.press("Trigger").await;
-    browser.shows("An extra tick was sent.").await;
-    browser.press("Pause").await;
-    browser.shows("It is paused.").await;
-    browser.press("Resume").await;
-    browser.shows("It is resumed.").await;
+    browser.press_and_see("Trigger", "An extra tick was sent.").await;
+    browser.press_and_see("Pause", "It is paused.").await;
+    browser.press_and_see("Resume", "It is resumed.").await;
     assert_eq!(browser.complaints().await, [""; 0]);
     browser.visit("/workers/one").await;
     browser.press("Drain and stop").await;
@@ -246,13 +208,13 @@ async fn every_button_does_what_it_says() {
 async fn nothing_moves_under_the_hand_and_the_rest_is_live() {
     in_browser!(shop, browser, script: true);
     browser.visit_until("/", "1 live workers").await;
-    shop.failed("one").await;
+    shop.house.failed("one").await;
     // Nobody touches the page: it changes.
     browser.shows("dead letter").await;
     // A link has the focus: the page stands, and offers what is new.
     browser.ask("document.querySelector('#live table a').focus()").await;
     let before = browser.ask("return document.getElementById('live').innerHTML").await;
-    shop.failed("two").await;
+    shop.house.failed("two").await;
     let offer = browser.find("//p[contains(@class, 'new') and not(@hidden)]/button").await;
     assert_eq!(browser.ask("return document.getElementById('live').innerHTML").await, before);
     offer.click().await.unwrap();
@@ -274,12 +236,11 @@ async fn twenty_tabs_are_alive_and_a_form_still_posts() {
     assert_eq!(tabs.len(), 20);
     for (number, tab) in tabs.into_iter().enumerate() {
         browser.page.switch_to_window(tab).await.unwrap();
-        shop.failed("no").await;
+        shop.house.failed("no").await;
         browser.shows(&format!("{} dead letter", number + 1)).await;
     }
     browser.visit("/queues/mail").await;
-    browser.press("Pause").await;
-    browser.shows("It is paused.").await;
+    browser.press_and_see("Pause", "It is paused.").await;
     browser.close().await;
 }
 
@@ -293,6 +254,5 @@ async fn the_keyboard_reaches_the_content_first() {
     assert_eq!(skip.text().await.unwrap(), "Skip to the content");
     skip.send_keys("\u{e007}").await.unwrap();
     assert!(browser.page.current_url().await.unwrap().as_str().ends_with("#content"));
-    drop(shop);
     browser.close().await;
 }
