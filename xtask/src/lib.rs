@@ -109,7 +109,7 @@ enum Task {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum Action {
-    /// Install the Debian packages of RabbitMQ, Redis and PostgreSQL, tmux and Chromium, where they are missing.
+    /// Install the Debian packages of RabbitMQ, Redis, PostgreSQL, tmux and Chromium, where they are missing.
     Install,
     /// Install what is missing, start the servers with empty data unless they run, and return when they answer.
     Up,

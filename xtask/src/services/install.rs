@@ -37,8 +37,8 @@ pub(crate) fn install_missing(packages: &[&'static str]) -> Result<()> {
     ensure!(
         in_path("apt-get"),
         "{wanted} missing, and this is no Debian: install RabbitMQ 3.10, Redis 7 and PostgreSQL 14 or later, \
-         tmux and Chromium with its driver; or set MACHINIST_TEST_AMQP_URL, MACHINIST_TEST_REDIS_URL and MACHINIST_TEST_POSTGRES_URL to running ones \
-         (docker/compose.yaml has them)"
+         tmux and Chromium with its driver; or set MACHINIST_TEST_AMQP_URL, MACHINIST_TEST_REDIS_URL and \
+         MACHINIST_TEST_POSTGRES_URL to running ones (docker/compose.yaml has them)"
     );
     let Some(rights) = Rights::find() else {
         bail!("{wanted} missing, and neither root nor sudo without a password: run as root: {by_hand}");

@@ -17,36 +17,45 @@ pub(super) const RULES: &str = "deny.toml";
 /// Asks cargo for all packages, those for other systems included.
 pub(super) fn check(workspace: &Workspace) -> Result<Vec<Finding>> {
     let rules = std::fs::read_to_string(workspace.root().join(RULES)).with_context(|| RULES.to_owned())?;
-    let (allowed, exceptions) = (allowed(&rules)?, exceptions(&rules)?);
+    let rules = LicenceRules::parse(&rules)?;
     let mut cargo = workspace.cargo(["metadata", "--format-version", "1", "--all-features", "--locked"]);
     let metadata: Value = serde_json::from_str(&command::output(&mut cargo)?)?;
     let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
-    Ok(packages.iter().flat_map(|package| judge(package, &allowed, &exceptions)).collect())
+    Ok(packages.iter().flat_map(|package| judge(package, &rules)).collect())
 }
 
 /// The licences of deny.toml.
-fn allowed(rules: &str) -> Result<Vec<Licensee>> {
-    let rules: toml::Table = rules.parse().with_context(|| RULES.to_owned())?;
-    let names =
-        rules.get("licenses").and_then(|licenses| licenses.get("allow")).and_then(toml::Value::as_array);
-    let names = names.with_context(|| format!("{RULES} has no list [licenses] allow"))?;
-    ensure!(!names.is_empty(), "{RULES} allows no licence");
-    licensees(names)
+struct LicenceRules {
+    allowed: Vec<Licensee>,
+    /// Those that single crates may have besides.
+    exceptions: Vec<(String, Vec<Licensee>)>,
 }
 
-/// The licences that deny.toml allows to single crates.
-fn exceptions(rules: &str) -> Result<Vec<(String, Vec<Licensee>)>> {
-    let rules: toml::Table = rules.parse().with_context(|| RULES.to_owned())?;
-    let listed = rules.get("licenses").and_then(|licenses| licenses.get("exceptions"));
-    let listed = listed.and_then(toml::Value::as_array).into_iter().flatten();
-    let each = listed.map(|exception| {
-        let name = exception.get("crate").and_then(toml::Value::as_str);
-        let names = exception.get("allow").and_then(toml::Value::as_array);
-        let (name, names) =
-            name.zip(names).with_context(|| format!("{RULES}: {exception} is no exception"))?;
-        Ok((name.to_owned(), licensees(names)?))
-    });
-    each.collect()
+impl LicenceRules {
+    fn parse(rules: &str) -> Result<Self> {
+        let rules: toml::Table = rules.parse().with_context(|| RULES.to_owned())?;
+        let list = |name: &str| rules.get("licenses")?.get(name)?.as_array();
+        let names = list("allow").with_context(|| format!("{RULES} has no list [licenses] allow"))?;
+        ensure!(!names.is_empty(), "{RULES} allows no licence");
+        let exceptions = list("exceptions").into_iter().flatten().map(|exception| {
+            let name = exception.get("crate").and_then(toml::Value::as_str);
+            let names = exception.get("allow").and_then(toml::Value::as_array);
+            let (name, names) =
+                name.zip(names).with_context(|| format!("{RULES}: {exception} is no exception"))?;
+            Ok((name.to_owned(), licensees(names)?))
+        });
+        Ok(Self { allowed: licensees(names)?, exceptions: exceptions.collect::<Result<_>>()? })
+    }
+
+    /// Whether one of the alternatives of a licence asks for nothing that this crate may not have.
+    fn permit(&self, name: Option<&str>, licence: &str) -> bool {
+        let excepted = self.exceptions.iter().filter(|(crate_name, _)| name == Some(crate_name));
+        let allowed = self.allowed.iter().chain(excepted.flat_map(|(_, more)| more));
+        // Packages from before 2018 separate alternatives by a slash.
+        Expression::parse_mode(licence, spdx::ParseMode::LAX).is_ok_and(|expression| {
+            expression.evaluate(|asked| allowed.clone().any(|licence| licence.satisfies(asked)))
+        })
+    }
 }
 
 fn licensees(names: &[toml::Value]) -> Result<Vec<Licensee>> {
@@ -57,7 +66,7 @@ fn licensees(names: &[toml::Value]) -> Result<Vec<Licensee>> {
     each.collect()
 }
 
-fn judge(package: &Value, allowed: &[Licensee], exceptions: &[(String, Vec<Licensee>)]) -> Vec<Finding> {
+fn judge(package: &Value, rules: &LicenceRules) -> Vec<Finding> {
     let text = |key: &str| package[key].as_str();
     let what = format!("{} {}", text("name").unwrap_or("a package"), text("version").unwrap_or_default());
     let finding = |what: String, remedy| Finding { path: "Cargo.toml".to_owned(), line: 0, what, remedy };
@@ -72,10 +81,7 @@ fn judge(package: &Value, allowed: &[Licensee], exceptions: &[(String, Vec<Licen
         }
     }
     let licence = text("license");
-    let excepted =
-        exceptions.iter().filter(|(name, _)| text("name") == Some(name)).flat_map(|(_, more)| more);
-    let allowed: Vec<&Licensee> = allowed.iter().chain(excepted).collect();
-    if !licence.is_some_and(|licence| permits(licence, &allowed)) {
+    if !licence.is_some_and(|licence| rules.permit(text("name"), licence)) {
         let licence = licence.unwrap_or("no licence that it names");
         findings.push(finding(
             format!("{what} is under {licence}"),
@@ -83,14 +89,6 @@ fn judge(package: &Value, allowed: &[Licensee], exceptions: &[(String, Vec<Licen
         ));
     }
     findings
-}
-
-/// Whether one of its alternatives asks for no licence beyond these.
-fn permits(licence: &str, allowed: &[&Licensee]) -> bool {
-    // Packages from before 2018 separate alternatives by a slash.
-    Expression::parse_mode(licence, spdx::ParseMode::LAX).is_ok_and(|expression| {
-        expression.evaluate(|asked| allowed.iter().any(|licence| licence.satisfies(asked)))
-    })
 }
 
 /// Dependencies on any version; those inside the workspace have a path instead.
@@ -110,8 +108,7 @@ mod tests {
     fn whats(package: &Value) -> Vec<String> {
         let rules = "[licenses]\nallow = [\"MIT\", \"Unicode-3.0\"]\n\
                      exceptions = [{ crate = \"b\", allow = [\"MPL-2.0\"] }]";
-        let (allowed, exceptions) = (allowed(rules).unwrap(), exceptions(rules).unwrap());
-        judge(package, &allowed, &exceptions).into_iter().map(|finding| finding.what).collect()
+        judge(package, &LicenceRules::parse(rules).unwrap()).into_iter().map(|finding| finding.what).collect()
     }
 
     #[test]
@@ -149,9 +146,10 @@ mod tests {
 
     #[test]
     fn rules_that_allow_nothing_are_an_error() {
-        assert!(allowed("[licenses]\nallow = []").is_err());
-        assert!(allowed("[licenses]").is_err());
-        assert!(allowed("[licenses]\nallow = [\"none such\"]").is_err());
-        assert!(exceptions("[licenses]\nexceptions = [\"b\"]").is_err());
+        let is_wrong = |rules: &str| LicenceRules::parse(rules).is_err();
+        assert!(is_wrong("[licenses]\nallow = []"));
+        assert!(is_wrong("[licenses]"));
+        assert!(is_wrong("[licenses]\nallow = [\"none such\"]"));
+        assert!(is_wrong("[licenses]\nallow = [\"MIT\"]\nexceptions = [\"b\"]"));
     }
 }
